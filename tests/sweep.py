@@ -1,8 +1,8 @@
 """Every causal language model of the installed transformers, tiny: the list that "opens any model" is measured against.
 
 A generic recipe shrinks a default config: every field whose name says a width, a depth or a count is set to a small
-value, nested configs too, and per-layer lists are cut to three layers that show every kind of layer. What a class insists
-on beyond that stands in `EXCEPTIONS`. One model is built at a time, first without memory to learn its size, so that an
+value, nested configs too, and per-layer lists are cut to three layers that show every kind of layer. What a class
+insists on beyond that stands in `EXCEPTIONS`. One model is built at a time, first without memory to learn its size, so that an
 unshrunken one is refused rather than allocated.
 
     for entry in sweep(): print(entry.model_type, entry.reason or type(entry.model).__name__)
@@ -35,7 +35,8 @@ _VALUES: list[tuple[int, str]] = [
     (
         64,
         "intermediate_size ffn_dim ffn_hidden_size decoder_ffn_dim encoder_ffn_dim n_inner dff dim_ff d_inner d_ff "
-        "feed_forward_size intermediate_size_mlp dense_intermediate_size mamba_d_ssm prompt_mid_dim",
+        "feed_forward_size ext_pw_out_channel nemo_conv_channels depthwise_separable_out_channel "
+        "intermediate_size_mlp dense_intermediate_size mamba_d_ssm prompt_mid_dim",
     ),
     (
         24,
@@ -45,29 +46,33 @@ _VALUES: list[tuple[int, str]] = [
     (
         16,
         "kv_lora_rank o_lora_rank router_hidden_size attention_head_dim hidden_size_per_layer_input laurel_rank "
-        "mamba_head_dim mamba_headdim ple_embed_dim time_step_rank mamba_dt_rank d_rel image_size num_mel_bins gated_norm_rank "
-        "chunk_size mamba_chunk_size adapter_rank hc_lowrank max_source_positions prompt_length chroma_length",
+        "mamba_head_dim mamba_headdim ple_embed_dim time_step_rank mamba_dt_rank d_rel image_size num_mel_bins "
+        "gated_norm_rank chunk_size mamba_chunk_size adapter_rank hc_lowrank max_source_positions prompt_length "
+        "chroma_length",
     ),
     (
         8,
         "head_dim qk_rope_head_dim qk_nope_head_dim v_head_dim dim_head d_head d_kv attention_head_size state_size "
-        "mamba_d_state mamba_d_head mamba_n_heads linear_key_head_dim linear_value_head_dim linear_head_dim index_head_dim "
-        "ssm_state_size kv_channels patch_size swa_head_dim num_heads_mamba global_head_dim rotary_dim n_groups_hidden "
-        "pronunciation_embed_dim shape_embed_dim attention_chunk_size swa_v_head_dim compress_rope_head_dim",
+        "mamba_d_state mamba_d_head mamba_n_heads linear_key_head_dim linear_value_head_dim linear_head_dim "
+        "index_head_dim ssm_state_size kv_channels patch_size swa_head_dim num_heads_mamba global_head_dim "
+        "rotary_dim n_groups_hidden pronunciation_embed_dim shape_embed_dim attention_chunk_size swa_v_head_dim "
+        "compress_rope_head_dim",
     ),
     (
         4,
-        "num_attention_heads n_head n_heads num_heads attention_heads decoder_attention_heads encoder_attention_heads "
-        "num_decoder_attention_heads num_encoder_attention_heads mamba_num_heads linear_num_key_heads linear_num_value_heads "
-        "linear_num_heads num_experts n_routed_experts num_local_experts moe_num_experts swa_num_attention_heads "
-        "index_n_heads sliding_window attention_window_size local_attention conv_dim index_topk window_size rel_extent "
-        "sliding_window_size num_centroids index_block_size",
+        "num_attention_heads n_head n_heads num_heads attention_heads decoder_attention_heads "
+        "encoder_attention_heads num_decoder_attention_heads num_encoder_attention_heads mamba_num_heads "
+        "linear_num_key_heads linear_num_value_heads linear_num_heads num_experts n_routed_experts "
+        "num_local_experts moe_num_experts swa_num_attention_heads index_n_heads sliding_window "
+        "attention_window_size local_attention conv_dim index_topk window_size rel_extent sliding_window_size "
+        "num_centroids index_block_size",
     ),
     (
         KV_HEADS,
         "num_key_value_heads num_kv_heads swa_num_key_value_heads num_experts_per_tok num_experts_per_token "
         "moe_topk moe_k top_k_experts n_mamba_heads n_groups mamba_n_groups mamba_ngroups num_expert_group n_group "
-        "num_query_groups num_key_value_heads_swa num_global_key_value_heads n_shared_experts o_groups index_topk_blocks",
+        "num_query_groups num_key_value_heads_swa num_global_key_value_heads n_shared_experts o_groups "
+        "index_topk_blocks",
     ),
     (
         LAYERS,
@@ -76,10 +81,13 @@ _VALUES: list[tuple[int, str]] = [
     ),
     (
         1,
-        "topk_group first_k_dense_replace num_dense_layers num_shared_experts moe_num_shared_experts moe_layer_start_index "
-        "index_local_blocks num_nextn_predict_layers",
+        "topk_group first_k_dense_replace num_dense_layers num_shared_experts moe_num_shared_experts "
+        "moe_layer_start_index index_local_blocks num_nextn_predict_layers",
     ),
-    (0, "num_kv_shared_layers"),
+    (
+        0,
+        "num_kv_shared_layers",
+    ),
     (
         VOCAB,
         "vocab_size vocab_size_per_layer_input pronunciation_vocab_size shape_vocab_size decoder_vocab_size "
@@ -90,18 +98,36 @@ _VALUES: list[tuple[int, str]] = [
         "max_position_embeddings n_positions n_ctx max_seq_len context_length max_target_positions model_max_length "
         "original_max_position_embeddings max_source_position",
     ),
-    (PAD, "pad_token_id pad_index"),
+    (
+        PAD,
+        "pad_token_id pad_index",
+    ),
     (
         EOS,
-        "eos_token_id bos_token_id decoder_start_token_id forced_eos_token_id sep_token_id cls_token_id mask_token_id "
-        "boi_token_id eoi_token_id boa_token_id eoa_token_id image_token_id audio_token_id video_token_id image_token_index "
-        "eoa_token_index boi_token_index eoi_token_index vision_start_token_id vision_end_token_id eod_token_id",
+        "eos_token_id bos_token_id decoder_start_token_id forced_eos_token_id sep_token_id cls_token_id "
+        "mask_token_id boi_token_id eoi_token_id boa_token_id eoa_token_id image_token_id audio_token_id "
+        "video_token_id image_token_index eoa_token_index boi_token_index eoi_token_index vision_start_token_id "
+        "vision_end_token_id eod_token_id",
     ),
 ]
 RECIPE = {name: value for value, names in _VALUES for name in names.split()}
 
-# What a class insists on beyond the recipe: fields of its config, or of the nested config named before the dot.
-EXCEPTIONS: dict[str, dict[str, Any]] = {}
+# What a class insists on beyond the recipe: fields of its config.
+EXCEPTIONS: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1]},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba"]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"]},
+    "mamba2": {"num_heads": 8},
+    "reformer": {
+        **{"axial_pos_shape": [8, 8], "axial_pos_embds_dim": [16, 16], "attn_layers": ["local", "lsh", "local"]},
+        **{"num_hashes": 1, "lsh_attn_chunk_length": 4, "local_attn_chunk_length": 4, "num_buckets": 2},
+    },
+    "xmod": {"default_language": "en_XX"},
+    "zamba2": {"mamba_headdim": 8, "n_mamba_heads": 8, "mamba_ngroups": 1},
+    "zaya": {"num_experts_per_tok": 1},
+}
 
 
 @dataclass(frozen=True)
@@ -139,7 +165,9 @@ def shrunken(config: transformers.PreTrainedConfig) -> dict[str, Any]:
         elif name in RECIPE and not isinstance(value, bool | list | dict | str):
             arguments[name] = RECIPE[name]
         elif isinstance(value, list) and len(value) == depth and value and isinstance(value[0], str | int):
-            arguments[name] = _layer_kinds(value)
+            arguments[name] = [RECIPE[name]] * LAYERS if name in RECIPE else _layer_kinds(value)
+    if "kv_lora_rank" in defaults:  # multi-head latent attention expands keys and values to every head
+        arguments["num_key_value_heads"] = HEADS
     return {renamed.get(name, name): value for name, value in arguments.items()}
 
 
@@ -150,15 +178,11 @@ def tiny_config(model_type: str) -> tuple[transformers.PreTrainedConfig, type[nn
     wanted = getattr(model_class, "config_class", None)
     if wanted is not None and not issubclass(config_class, wanted):
         config_class = wanted
-    exceptions = EXCEPTIONS.get(model_type, {})
     try:
         arguments = shrunken(config_class())
     except Exception:  # a default config that its own validation refuses: the exceptions must say everything
         arguments = {}
-    for name, value in exceptions.items():
-        outer, _, inner = name.rpartition(".")
-        (arguments[outer] if outer else arguments)[inner] = value
-    return config_class(**{name: value for name, value in arguments.items() if value is not ...}), model_class
+    return config_class(**(arguments | EXCEPTIONS.get(model_type, {}))), model_class
 
 
 def build(model_type: str) -> SweepEntry:
