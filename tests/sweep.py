@@ -2,8 +2,8 @@
 
 A generic recipe shrinks a default config: every field whose name says a width, a depth or a count is set to a small
 value, nested configs too, and per-layer lists are cut to three layers that show every kind of layer. What a class
-insists on beyond that stands in `EXCEPTIONS`. One model is built at a time, first without memory to learn its size, so that an
-unshrunken one is refused rather than allocated.
+insists on beyond that stands in `EXCEPTIONS`. One model is built at a time, first without memory to learn its size, so
+that an unshrunken one is refused rather than allocated.
 
     for entry in sweep(): print(entry.model_type, entry.reason or type(entry.model).__name__)
 """
