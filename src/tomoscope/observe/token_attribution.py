@@ -111,11 +111,11 @@ def gradient_x_input(
 def _local(subject: Any, prompts: Any, answers: Any, wrong: Any, at: int | str, method: str) -> TokenAttribution:
     rows, metrics, tokens = [], [], []
     for prompt, answer in _with_metrics(subject, prompts, answers, wrong, at):
-        slopes, values, metric = subject.gradients([prompt], answer, ["embed"])
-        slope, value = slopes["embed"][0].float().cpu(), values["embed"][0].float().cpu()
+        out = subject.gradients([prompt], answer, ["embed"])
+        slope, value = out.gradients["embed"][0].float().cpu(), out.values["embed"][0].float().cpu()
         rows.append(slope.norm(dim=-1) if method == "gradient" else (slope * value).sum(-1))
-        metrics.append(float(metric[0]))
-        tokens.append(_ids(values))
+        metrics.append(float(out.metric[0]))
+        tokens.append(_ids(out.values))
     return _padded(method, rows, tokens, metrics)
 
 
@@ -163,8 +163,8 @@ def integrated_gradients(
         for low in range(0, steps, rows):
             # moving by (alpha - 1) gap puts the embedding at baseline + alpha gap; adding leaves the gradient the same
             moves = (alphas[low : low + rows, None, None] - 1) * gap
-            slopes, _, _ = subject.gradients([prompt] * len(moves), answer, ["embed"], edits=[add("embed", moves)])
-            total += torch.einsum("r,rpd->pd", shares[low : low + rows], slopes["embed"].float().cpu())
+            out = subject.gradients([prompt] * len(moves), answer, ["embed"], edits=[add("embed", moves)])
+            total += torch.einsum("r,rpd->pd", shares[low : low + rows], out.gradients["embed"].float().cpu())
         ends = subject.run([prompt] * 2, edits=[add("embed", torch.stack([torch.zeros_like(gap), -gap]))])
         metric, start = answer(ends.logits, ends.batch).float().tolist()
         values.append((total * gap).sum(-1))

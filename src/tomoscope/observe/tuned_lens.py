@@ -164,7 +164,8 @@ class TunedLens:
         ):
             raise DataError(
                 f"The tuned lens in {folder} is for {lens.model} ({len(lens.sites)} layers of width "
-                f"{record['d_model']}), not for {subject.name} ({subject.facts.n_layers} layers of width {subject.facts.d_model}).",
+                f"{record['d_model']}), not for {subject.name} ({subject.facts.n_layers} layers of width "
+                f"{subject.facts.d_model}).",
                 remedy="Train one for this model.",
             )
         return lens
