@@ -83,7 +83,13 @@ def install() -> None:
 
 def _watched(watcher: Watcher, chosen: Callable, eager: Callable) -> Callable:
     def attention(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *args: Any, **kwargs: Any
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
         roles = watcher.watches(module)
         if not roles:
@@ -110,7 +116,9 @@ def _watched(watcher: Watcher, chosen: Callable, eager: Callable) -> Callable:
     return attention
 
 
-def _additive(mask: Tensor | None, module: nn.Module, query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> Tensor | None:
+def _additive(
+    mask: Tensor | None, module: nn.Module, query: Tensor, key: Tensor, kwargs: dict[str, Any]
+) -> Tensor | None:
     """The mask as eager attention wants it: added to the scores. sdpa may leave it out and say only "causal"."""
     lowest = torch.finfo(query.dtype).min
     if mask is None:
@@ -202,7 +210,7 @@ class Trace(TorchFunctionMode):
         return rest[0], rest[1]
 
     def _product(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """q k^T: the first product whose operands are both activations with heads (three axes or more)."""
+        """Q k^T: the first product whose operands are both activations with heads (three axes or more)."""
         remaining = dict(kwargs)
         query, key = self._operands(func, args, remaining)
         both = isinstance(query, Tensor) and isinstance(key, Tensor) and query.dim() >= 3 and key.dim() >= 3

@@ -60,6 +60,7 @@ class Batch:
         prompts: the encoded prompts.
         pads: [batch], columns of padding on the left of each row.
         extra: other model inputs (pixel values, token types); for images `input_ids` is None.
+        indices: [batch], which of the caller's prompts each row is.
     """
 
     input_ids: Int[Tensor, "batch position"] | None
@@ -67,6 +68,24 @@ class Batch:
     prompts: tuple[Encoded, ...]
     pads: Int[Tensor, " batch"]
     extra: Mapping[str, Tensor] = field(default_factory=dict)
+    indices: Int[Tensor, " batch"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+
+    def __post_init__(self) -> None:
+        if len(self.indices) != len(self.prompts):
+            object.__setattr__(self, "indices", torch.arange(len(self.prompts)))
+
+    def take(self, rows: slice | Int[Tensor, " row"]) -> Batch:
+        """Some rows, at the same width; `indices` still says which prompts they are."""
+        wanted = self.indices[rows].tolist()
+        position = {int(index): place for place, index in enumerate(self.indices)}
+        return Batch(
+            None if self.input_ids is None else self.input_ids[rows],
+            None if self.attention_mask is None else self.attention_mask[rows],
+            tuple(self.prompts[position[index]] for index in wanted),
+            self.pads[rows],
+            {name: value[rows] for name, value in self.extra.items()},
+            self.indices[rows],
+        )
 
     def __len__(self) -> int:
         return len(self.prompts)

@@ -121,9 +121,13 @@ def _tensor(value: Any, site: str) -> Tensor:
     try:
         tensor = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise EditError(f"The value of the edit at {site} is no array: {error}.", remedy="Give a tensor or list.") from error
+        raise EditError(
+            f"The value of the edit at {site} is no array: {error}.", remedy="Give a tensor or list."
+        ) from error
     if not torch.isfinite(tensor).all():
-        raise EditError(f"The value of the edit at {site} holds NaN or infinity.", remedy="Check where it was computed.")
+        raise EditError(
+            f"The value of the edit at {site} holds NaN or infinity.", remedy="Check where it was computed."
+        )
     return tensor.detach()
 
 
