@@ -53,9 +53,16 @@ def _stand_in(structure: Structure, layer: int, output: Tensor | None) -> Any:
     return forward
 
 
-@torch.no_grad()
 def unembed(subject: Subject, stream: Tensor) -> Tensor:
     """See `Subject.unembed`: [.., d_model] -> [.., vocab] logits, computed by the model's own end."""
+    from tomoscope.model.subject import frozen  # noqa: PLC0415
+
+    # a lens is trained through this: gradients flow to the stream where it asks for them, never to the weights
+    with torch.set_grad_enabled(torch.is_grad_enabled() and stream.requires_grad), frozen(subject.model):
+        return _unembed(subject, stream)
+
+
+def _unembed(subject: Subject, stream: Tensor) -> Tensor:
     blocks = subject.structure.blocks
     if not blocks or subject.input_name != "input_ids":
         raise UnavailableSiteError("This model has no stack of blocks over tokens, so no stream to read out.")

@@ -527,11 +527,11 @@ class Subject:
             return [" ".join(map(str, row)) for row in ids]
         return [self.tokenizer.decode(row, skip_special_tokens=True) for row in ids]
 
-    @torch.no_grad()
     def unembed(self, stream: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
         """Logits that the model's own head gives for values of the last block's output.
 
-        The model itself is run with its blocks bypassed, so the final norm, scales and soft-caps are its own.
+        The model itself is run with its blocks bypassed, so the final norm, scales and soft-caps are its own. The result
+        has a gradient where the stream asks for one.
         """
         from tomoscope.model.bypass import unembed
 
