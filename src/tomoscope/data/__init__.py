@@ -1,1 +1,1 @@
-"""To be written."""
+"""Prompts, pairs, corpora and tasks."""
