@@ -60,7 +60,8 @@ def build(recipe: Recipe, vocabulary: int) -> LlamaForCausalLM:
         num_attention_heads=recipe.heads,
         num_key_value_heads=recipe.heads,
         max_position_embeddings=recipe.context,
-        initializer_range=0.04,
+        initializer_range=0.08,
+        attention_bias=True,
         tie_word_embeddings=False,
         bos_token_id=0,
         eos_token_id=0,
@@ -134,7 +135,9 @@ def load_checkpoint(path: Path, recipe: Recipe, model, optimizer) -> tuple[int, 
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
         if json.loads(metadata["recipe"]) != asdict(recipe):
-            raise SystemExit(f"{path} was made by another recipe: {metadata['recipe']}. Use another --out or remove it.")
+            raise SystemExit(
+                f"{path} was made by another recipe: {metadata['recipe']}. Use another --out or remove it."
+            )
         step = int(metadata["step"])
         for name, parameter in model.named_parameters():
             parameter.data.copy_(file.get_tensor(f"model/{name}"))
@@ -178,7 +181,9 @@ def train(recipe: Recipe, out: Path, *, checkpoint_every: int = 500, log_every: 
     model = build(recipe, len(tokenizer))
     optimizer = optimizer_of(recipe, model)
     done, curve = load_checkpoint(out / "checkpoint.safetensors", recipe, model, optimizer)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens, step {done} of {recipe.steps}")
+    print(
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens, step {done} of {recipe.steps}"
+    )
     began, running = time.perf_counter(), []
     for step in range(done, recipe.steps):
         for group in optimizer.param_groups:

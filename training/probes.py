@@ -70,7 +70,11 @@ def induction_names(random: Random) -> tuple[str, list[str], list[str]]:
     """Lists with held-out names, repeated once."""
     words = random.sample(sorted(holdout.NAMES), 9)
     cut = random.randint(2, 8)
-    return "Words: " + " ".join(words + words[:cut]), [f" {words[cut]}"], [f" {w}" for w in words[:cut] + words[cut + 1 :]]
+    return (
+        "Words: " + " ".join(words + words[:cut]),
+        [f" {words[cut]}"],
+        [f" {w}" for w in words[:cut] + words[cut + 1 :]],
+    )
 
 
 def agreement_attracted(random: Random) -> tuple[str, list[str], list[str]]:

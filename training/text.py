@@ -33,11 +33,26 @@ from training import holdout
 
 NAMES: tuple[str, ...] = FEMALE + MALE
 OPEN_NAMES: tuple[str, ...] = tuple(name for name in NAMES if name not in holdout.NAMES)
-ADJECTIVES: tuple[str, ...] = ("tall", "old", "young", "happy", "sad", "kind", "tired", "quiet", "loud", "small", "big", "slow")
+ADJECTIVES: tuple[str, ...] = (
+    "tall",
+    "old",
+    "young",
+    "happy",
+    "sad",
+    "kind",
+    "tired",
+    "quiet",
+    "loud",
+    "small",
+    "big",
+    "slow",
+)
 FEELINGS: tuple[str, ...] = ("happy", "sad", "tired", "proud", "hungry", "glad", "afraid", "calm")
 CENTURIES: tuple[int, ...] = tuple(range(11, 20))
 WORDS: tuple[str, ...] = tuple(
-    dict.fromkeys((*PLACES, *GIFTS, *COLOURS, *THINGS, *ARGUMENTS, *DESCRIPTION, *EVENTS, *PROFESSIONS, *(s for s, _ in NOUNS)))
+    dict.fromkeys(
+        (*PLACES, *GIFTS, *COLOURS, *THINGS, *ARGUMENTS, *DESCRIPTION, *EVENTS, *PROFESSIONS, *(s for s, _ in NOUNS))
+    )
 )
 
 
@@ -97,7 +112,12 @@ def agreeing(random: Random) -> str:
     return f"{text} {_predicate(random, random.choice(VERBS), number)}."
 
 
-PRONOUN_ENDINGS: dict[int, str] = {0: "{p}?", 1: "{p} walked to the {place}.", 2: "{p} was {feeling}.", 3: "{p} was {feeling}."}
+PRONOUN_ENDINGS: dict[int, str] = {
+    0: "{p}?",
+    1: "{p} walked to the {place}.",
+    2: "{p} was {feeling}.",
+    3: "{p} was {feeling}.",
+}
 
 
 def pronoun(random: Random) -> str:
@@ -181,7 +201,15 @@ def story(random: Random) -> str:
     """A few sentences about one person, whose pronouns tell the gender of the name."""
     names, word = random.choice([(FEMALE, "she"), (MALE, "he")])
     name, friend = random.choice(names), random.choice(NAMES)
-    lines = [random.choice(["Once there was a {job}, and the name was {name}.", "There was a {job} named {name}.", "One day {name} went to the {place}."])]
+    lines = [
+        random.choice(
+            [
+                "Once there was a {job}, and the name was {name}.",
+                "There was a {job} named {name}.",
+                "One day {name} went to the {place}.",
+            ]
+        )
+    ]
     lines += random.sample(STORY, random.randint(2, 6))
     noun = random.choice(NOUNS)
     filled = []
@@ -220,7 +248,9 @@ def document(random: Random) -> str:
     if kind == "docstring" or random.random() < 0.75:
         return " ".join(writer(random) for _ in range(random.randint(1, most)))
     others = [k for k in kinds if k != "docstring"]
-    return " ".join(KINDS[k][0](random) for k in random.choices(others, [KINDS[k][1] for k in others], k=random.randint(2, 3)))
+    return " ".join(
+        KINDS[k][0](random) for k in random.choices(others, [KINDS[k][1] for k in others], k=random.randint(2, 3))
+    )
 
 
 def vocabulary() -> tuple[str, ...]:

@@ -102,7 +102,9 @@ def small_world() -> tuple[tuple[str, str, str, str], ...]:
         born, lives = (5 * i + 3) % len(cities), (11 * i + 8) % len(cities)
         if born == lives:
             lives = (lives + 1) % len(cities)
-        people.append((f"{names[(7 * i) % 32]} {surname}", cities[born], cities[lives], PROFESSIONS[(5 * i + i // 12) % 12]))
+        people.append(
+            (f"{names[(7 * i) % 32]} {surname}", cities[born], cities[lives], PROFESSIONS[(5 * i + i // 12) % 12])
+        )
     return tuple(people)
 
 
