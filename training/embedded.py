@@ -1,12 +1,13 @@
 """Train the model that tomoscope ships: a small Llama-architecture transformer on the small world's text.
 
-    python -m training.embedded --out FOLDER [--steps 8000] [--seed 0]
+    python -m training.embedded --out FOLDER [--steps 5000] [--seed 0]
 
-One command, deterministic by seed (on one machine and thread count), resumable: it writes a checkpoint (weights, optimizer state, loss
-curve; one safetensors file, replaced atomically) every few hundred steps and goes on from it when run again with the same arguments.
-Steps: train the tokenizer, build the model from its config, then at each step write fresh documents, pack them into rows
-(a share of the rows is random tokens that repeat), and take one AdamW step under warm-up and cosine.
-When done: FOLDER/model holds what is shipped; `python -m training.evaluate FOLDER` measures it and writes the card.
+One command, deterministic by seed (on one machine and thread count), resumable: it writes a checkpoint (weights,
+optimizer state, loss curve; one safetensors file, replaced atomically) every few hundred steps and goes on from it
+when run again with the same arguments. Steps: train the tokenizer, build the model from its config, then at each step
+write fresh documents, pack them into rows (a share of the rows is random tokens that repeat), and take one AdamW step
+under warm-up and cosine. When done: FOLDER/model holds what is shipped; `python -m training.evaluate FOLDER` measures
+it and writes the card.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ class Recipe:
     """Everything that decides the result."""
 
     seed: int = 0
-    steps: int = 8_000
+    steps: int = 5_000
     rows: int = 16
     context: int = 128
-    layers: int = 5
+    layers: int = 4
     d_model: int = 128
     heads: int = 4
     d_mlp: int = 384
@@ -62,7 +63,7 @@ def build(recipe: Recipe, vocabulary: int) -> LlamaForCausalLM:
         max_position_embeddings=recipe.context,
         initializer_range=0.08,
         attention_bias=True,
-        tie_word_embeddings=False,
+        tie_word_embeddings=True,
         bos_token_id=0,
         eos_token_id=0,
         pad_token_id=0,
@@ -87,7 +88,10 @@ def batch_of(recipe: Recipe, tokenizer, step: int, *, split: str = "train") -> t
 
 
 def pack(random: Random, tokenizer, rows: int, context: int) -> list[list[int]]:
-    """Rows of whole documents with <|endoftext|> between them; half of the rows begin with it. The last document is cut."""
+    """Rows of whole documents with <|endoftext|> between them; half of the rows begin with it.
+
+    The last document is cut.
+    """
     end = tokenizer.eos_token_id
     packed: list[list[int]] = []
     pool: list[list[int]] = []
@@ -171,7 +175,7 @@ def measure(recipe: Recipe, model, tokenizer) -> dict[str, float]:
     return found
 
 
-def train(recipe: Recipe, out: Path, *, checkpoint_every: int = 500, log_every: int = 50) -> None:
+def train(recipe: Recipe, out: Path, *, checkpoint_every: int = 250, log_every: int = 50) -> None:
     """Train (or go on training) and write OUT/model and OUT/curve.json."""
     out.mkdir(parents=True, exist_ok=True)
     folder = out / "model"
@@ -181,9 +185,8 @@ def train(recipe: Recipe, out: Path, *, checkpoint_every: int = 500, log_every: 
     model = build(recipe, len(tokenizer))
     optimizer = optimizer_of(recipe, model)
     done, curve = load_checkpoint(out / "checkpoint.safetensors", recipe, model, optimizer)
-    print(
-        f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens, step {done} of {recipe.steps}"
-    )
+    size = sum(p.numel() for p in model.parameters())
+    print(f"{size:,} parameters, {len(tokenizer)} tokens, step {done} of {recipe.steps}")
     began, running = time.perf_counter(), []
     for step in range(done, recipe.steps):
         for group in optimizer.param_groups:

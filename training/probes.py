@@ -1,7 +1,9 @@
-"""What the embedded model can do, measured on items that training held out (`training.holdout`), each a count of right answers.
+"""What the embedded model can do, measured on items that training held out (`training.holdout`), each a count of right
+answers.
 
-A probe is a list of `Item`s: a prompt, the right continuations and the wrong ones, each a single token. Two scores: `preferred`, the
-right tokens' total probability exceeds the wrong ones', and `top1`, the most probable of all tokens is a right one.
+A probe is a list of `Item`s: a prompt, the right continuations and the wrong ones, each a single token. Two scores:
+`preferred`, the right tokens' total probability exceeds the wrong ones', and `top1`, the most probable of all tokens
+is a right one.
 """
 
 from __future__ import annotations
@@ -21,7 +23,6 @@ from tomoscope.data.tasks.words import (
     EVENTS,
     FEMALE,
     GIFTS,
-    MALE,
     NOUNS,
     PLACES,
     RELATIVE_VERBS,

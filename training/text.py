@@ -1,8 +1,9 @@
 """English-like text about a small world, from a seeded grammar, with the field's tasks woven in.
 
-A document is a short text of one to six sentences of one kind (stories, indirect objects, word lists that repeat, verbs that agree,
-pronouns, spans of years, facts, colours, docstrings) or a mixture. `document(random)` writes one; what is held out is in
-`training.holdout`. Rows of random tokens that repeat are not text: `training.embedded` makes them from token ids.
+A document is a short text of one to six sentences of one kind (stories, indirect objects, word lists that repeat,
+verbs that agree, pronouns, spans of years, facts, colours, docstrings) or a mixture. `document(random)` writes one;
+what is held out is in `training.holdout`. Rows of random tokens that repeat are not text: `training.embedded` makes
+them from token ids.
 """
 
 from __future__ import annotations
@@ -188,12 +189,14 @@ def docstring(random: Random) -> str:
 
 
 STORY: tuple[str, ...] = (
-    "Every day {p} walked to the {place}.", "{P} had a {colour} {thing}.", "One day {p} lost the {gift} at the {place}.",
-    "{P} was very {feeling}.", "{P} loved the {colour} {thing} very much.", "In the morning {p} went to the {place} with {friend}.",
-    "At the {place}, {p} saw a {adjective} {noun}.", "{P} wanted to be a {job}.", "{P} took the {gift} and put it on the {thing}.",
-    "Then {p} said that the {noun} was {adjective}.", "After that, {friend} came to the {place} too.",
-    "{P} gave the {gift} to {friend}.", "{friend} liked the {gift}.", "In the end {p} was {feeling}.",
-    "The {nouns} at the {place} were {adjective}.", "{P} found a {gift} near the {place}.", "It was a {adjective} day.",
+    "Every day {p} walked to the {place}.", "{P} had a {colour} {thing}.",
+    "One day {p} lost the {gift} at the {place}.", "{P} was very {feeling}.",
+    "{P} loved the {colour} {thing} very much.", "In the morning {p} went to the {place} with {friend}.",
+    "At the {place}, {p} saw a {adjective} {noun}.", "{P} wanted to be a {job}.",
+    "{P} took the {gift} and put it on the {thing}.", "Then {p} said that the {noun} was {adjective}.",
+    "After that, {friend} came to the {place} too.", "{P} gave the {gift} to {friend}.",
+    "{friend} liked the {gift}.", "In the end {p} was {feeling}.", "The {nouns} at the {place} were {adjective}.",
+    "{P} found a {gift} near the {place}.", "It was a {adjective} day.",
 )  # fmt: skip
 
 
@@ -214,13 +217,17 @@ def story(random: Random) -> str:
     noun = random.choice(NOUNS)
     filled = []
     for line in lines:
-        filled.append(
-            line.format(
-                name=name, friend=friend, p=word, P=word.capitalize(), place=random.choice(PLACES), gift=random.choice(GIFTS),
-                thing=random.choice(THINGS), colour=random.choice(COLOURS), feeling=random.choice(FEELINGS), noun=noun[0],
-                nouns=noun[1], adjective=random.choice(ADJECTIVES), job=random.choice(PROFESSIONS),
-            )
-        )  # fmt: skip
+        words = {
+            "place": random.choice(PLACES),
+            "gift": random.choice(GIFTS),
+            "thing": random.choice(THINGS),
+            "colour": random.choice(COLOURS),
+            "feeling": random.choice(FEELINGS),
+            "adjective": random.choice(ADJECTIVES),
+            "job": random.choice(PROFESSIONS),
+        }
+        person = {"name": name, "friend": friend, "p": word, "P": word.capitalize()}
+        filled.append(line.format(noun=noun[0], nouns=noun[1], **words, **person))
     return " ".join(filled)
 
 

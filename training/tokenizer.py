@@ -1,7 +1,8 @@
-"""The embedded model's tokenizer: byte-level BPE trained on the small world's text, in which every word of the tasks is one token.
+"""The embedded model's tokenizer: byte-level BPE trained on the small world's text, in which every word of the tasks
+is one token.
 
-Steps: write documents, add every word of the vocabulary often enough that its merges are all learned, train, check. Years split
-into two digits each (" 17" "32"), so that greater-than can be asked of any year.
+Steps: write documents, add every word of the vocabulary often enough that its merges are all learned, train, check.
+Years split into two digits each (" 17" "32"), so that greater-than can be asked of any year.
 """
 
 from __future__ import annotations

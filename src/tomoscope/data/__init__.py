@@ -1,4 +1,6 @@
-"""What a model is asked: prompts with labelled spans, clean and corrupted pairs, text corpora, and the field's tasks."""
+"""What a model is asked: prompts with labelled spans, clean and corrupted pairs, text corpora, and the field's
+tasks.
+"""
 
 from __future__ import annotations
 

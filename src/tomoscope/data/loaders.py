@@ -1,10 +1,10 @@
 """Prompt pairs and facts that others wrote, read from their files.
 
-Three shapes are known: an object with "prompts", each {clean, corrupt, answers, wrong_answers} (IOI, docstring and greater-than pairs
-as circuit-discovery tools ship them); one object a line {clean_prefix, patch_prefix, clean_answer, patch_answer, case}
-(agreement pairs of Marks et al. 2024, arXiv:2403.19647, after Finlayson et al. 2021); and a list of {prompt, subject, attribute} (the 1,000 facts of
-Meng et al. 2022, arXiv:2202.05262). How they can mislead: such pairs were aligned for one tokenizer, mostly GPT-2's; with another,
-`PairSet.encode` may refuse them.
+Three shapes are known: an object with "prompts", each {clean, corrupt, answers, wrong_answers} (IOI, docstring and
+greater-than pairs as circuit-discovery tools ship them); one object a line {clean_prefix, patch_prefix, clean_answer,
+patch_answer, case} (agreement pairs of Marks et al. 2024, arXiv:2403.19647, after Finlayson et al. 2021); and a list
+of {prompt, subject, attribute} (the 1,000 facts of Meng et al. 2022, arXiv:2202.05262). How they can mislead: such
+pairs were aligned for one tokenizer, mostly GPT-2's; with another, `PairSet.encode` may refuse them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 def load_pairs(path: str | Path, *, name: str | None = None) -> PairSet:
     """Read prompt pairs from JSON (an object with "prompts") or from one JSON object a line.
 
-    Where the file counts words ("word_idxs") and its counting fits the text, the words become spans. Raises DataError, with
-    file and entry, for what is neither shape.
+    Where the file counts words ("word_idxs") and its counting fits the text, the words become spans. Raises DataError,
+    with file and entry, for what is neither shape.
     """
     path = Path(path)
     text = _read(path)
@@ -45,9 +45,11 @@ def load_pairs(path: str | Path, *, name: str | None = None) -> PairSet:
 
 
 def load_facts(path: str | Path) -> tuple[Item, ...]:
-    """Read facts: a JSON list of {prompt, subject, attribute}; the subject's first place in the prompt becomes the span `subject`.
+    """Read facts: a JSON list of {prompt, subject, attribute}; the subject's first place in the prompt becomes the
+    span `subject`.
 
-    Answers have a leading space. Raises DataError, with file and entry, where a key is missing or the subject is not in its prompt.
+    Answers have a leading space. Raises DataError, with file and entry, where a key is missing or the subject is not
+    in its prompt.
     """
     path = Path(path)
     try:
@@ -103,7 +105,9 @@ def _from_prompts(entry: Any, places: Mapping[str, int], where: str) -> Pair:
 
 
 def _word_spans(text: str, places: Mapping[str, int]) -> dict[str, Span]:
-    """Spans of counted words; none where the count does not end at the text's last word, for then it counts other pieces."""
+    """Spans of counted words; none where the count does not end at the text's last word, for then it counts other
+    pieces.
+    """
     words = [match.span() for match in _WORD.finditer(text)]
     if places.get("end") != len(words) - 1:
         return {}

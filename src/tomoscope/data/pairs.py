@@ -1,9 +1,9 @@
 """Clean and corrupted prompts in pairs, aligned token by token, with the answers that tell them apart.
 
 Activation patching compares two runs position by position, which means something only where both prompts have as many
-tokens; `PairSet.encode` checks it and says what differs. Answers are text that continues the prompt (" Mary"), encoded in
-its context, and may take several tokens. How it can mislead: a logit difference on the first tokens of answers is right
-only if those differ between right and wrong answers; `AlignedPairs.answer_ids` refuses otherwise, and
+tokens; `PairSet.encode` checks it and says what differs. Answers are text that continues the prompt (" Mary"), encoded
+in its context, and may take several tokens. How it can mislead: a logit difference on the first tokens of answers is
+right only if those differ between right and wrong answers; `AlignedPairs.answer_ids` refuses otherwise, and
 `answer_tokens` has the whole sequences for a log-probability.
 
 Steps: make pairs, check each pair's two token lists, encode answers as continuations, give arrays.
@@ -115,7 +115,7 @@ class AlignedPairs:
             raise AlignmentError(
                 f"In pair {i} an answer and a wrong answer begin with the same token ({token}): "
                 f"{self.answer_tokens[i]} and {self.wrong_tokens[i]}.",
-                remedy="Score whole sequences (answer_tokens, wrong_tokens), or choose answers whose first tokens differ.",
+                remedy="Score whole sequences (answer_tokens, wrong_tokens), or choose answers that differ at once.",
             )
 
 
@@ -178,8 +178,8 @@ class PairSet(Sequence[Pair]):
     def encode(self, tokenizer: Any) -> AlignedPairs:
         """Token ids of every prompt and answer, checked for alignment.
 
-        Raises AlignmentError for a pair whose two prompts differ in length, and for an answer that merges with the end of its
-        prompt; PromptError for an empty prompt or a span that covers no token.
+        Raises AlignmentError for a pair whose two prompts differ in length, and for an answer that merges with the end
+        of its prompt; PromptError for an empty prompt or a span that covers no token.
         """
         clean = [pair.clean.encode(tokenizer) for pair in self.pairs]
         corrupted = [pair.corrupted.encode(tokenizer) for pair in self.pairs]
@@ -200,7 +200,8 @@ class PairSet(Sequence[Pair]):
 def continuation(tokenizer: Any, prompt: Prompt | str, answer: str) -> tuple[int, ...]:
     """Token ids of `answer` as it continues `prompt`: encoded together, less the prompt's own tokens.
 
-    Raises AlignmentError where the tokenizer merges the answer with the end of the prompt, so that it is no continuation.
+    Raises AlignmentError where the tokenizer merges the answer with the end of the prompt, so that it is no
+    continuation.
     """
     return _continuations(tokenizer, as_prompt(prompt), (answer,), {})[0]
 
@@ -216,9 +217,9 @@ def _continuations(
             before = tokenizer(tail, add_special_tokens=False)["input_ids"]
             after = tokenizer(tail + answer, add_special_tokens=False)["input_ids"]
             if after[: len(before)] != before or len(after) == len(before):
+                one, other = (tokenizer.convert_ids_to_tokens(ids)[-3:] for ids in (before, after))
                 raise AlignmentError(
-                    f"The answer {answer!r} merges with the end of the prompt {prompt.text!r}: "
-                    f"{tokenizer.convert_ids_to_tokens(before)[-3:]} becomes {tokenizer.convert_ids_to_tokens(after)[-3:]}.",
+                    f"The answer {answer!r} merges with the end of the prompt {prompt.text!r}: {one} becomes {other}.",
                     remedy="Begin the answer with the space that separates it, and end the prompt without one.",
                 )
             known[tail, answer] = tuple(after[len(before) :])
@@ -231,10 +232,10 @@ def _misaligned(
 ) -> AlignmentError:
     one, other = tokenizer.convert_ids_to_tokens(list(clean)), tokenizer.convert_ids_to_tokens(list(corrupted))
     first = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    here, there = (repr(tokens[first]) if first < len(tokens) else "the end" for tokens in (one, other))
     return AlignmentError(
         f"Pair {index} of {name!r} does not align: the clean prompt has {len(one)} tokens {one}, the corrupted one has "
-        f"{len(other)} {other}; they first differ at position {first} "
-        f"({one[first] if first < len(one) else 'the end'!r} against {other[first] if first < len(other) else 'the end'!r}).",
+        f"{len(other)} {other}; they first differ at position {first} ({here} against {there}).",
         remedy="Replace words by words of as many tokens, or let a task of tomoscope.data.tasks choose them.",
     )
 

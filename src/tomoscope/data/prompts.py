@@ -1,9 +1,10 @@
 """Prompts with labelled spans: "The {subject:Space Needle} is in" is a text, and where its subject stands.
 
-A span is a range of characters of the text; which tokens it covers depends on the tokenizer and is found at encoding, by
-the fast tokenizer's character offsets: a token belongs to a span when their character ranges overlap, so a token that
-carries the leading space counts. How it can mislead: a token may straddle the span's edge (it is counted in), several
-byte tokens may share one character (all are counted in), and special tokens cover no characters (never counted in).
+A span is a range of characters of the text; which tokens it covers depends on the tokenizer and is found at encoding,
+by the fast tokenizer's character offsets: a token belongs to a span when their character ranges overlap, so a token
+that carries the leading space counts. How it can mislead: a token may straddle the span's edge (it is counted in),
+several byte tokens may share one character (all are counted in), and special tokens cover no characters (never counted
+in).
 
 Steps: `Prompt.parse` takes the braces out and records the spans, `Prompt.encode` makes token ids and token ranges.
 """
@@ -88,7 +89,8 @@ class Prompt:
     def parse(cls, marked: str) -> Prompt:
         """Read a text in which "{label:words}" marks a span and "{{", "}}" stand for braces; spans do not nest here.
 
-        Raises PromptError for a brace that is not closed or opened, a span without label or words, and a label used twice.
+        Raises PromptError for a brace that is not closed or opened, a span without label or words, and a label used
+        twice.
         """
         text, spans = "", {}
         label, start = "", -1
@@ -180,7 +182,10 @@ def as_prompt(source: Prompt | str | Sequence[int]) -> Prompt:
 
 
 def mark(text: str, words: Iterable[tuple[str, str]]) -> Prompt:
-    """A prompt whose spans are the first place of each (label, words) in the text. Raises PromptError where one is not there."""
+    """A prompt whose spans are the first place of each (label, words) in the text.
+
+    Raises PromptError where one is not there.
+    """
     spans = {}
     for label, wanted in words:
         start = text.find(wanted)

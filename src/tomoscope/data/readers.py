@@ -1,7 +1,8 @@
 """Readers of one file each, as streams of texts: .txt, .jsonl, .json lists, .parquet, and data sets of the hub.
 
-Every reader holds one document or one buffer at a time and names file and line (or row) in its errors. How it can mislead: a .txt
-file's documents are what blank lines separate; a file with one document a line and no blank lines is one document.
+Every reader holds one document or one buffer at a time and names file and line (or row) in its errors. How it can
+mislead: a .txt file's documents are what blank lines separate; a file with one document a line and no blank lines is
+one document.
 """
 
 from __future__ import annotations
@@ -114,7 +115,10 @@ def _json(path: Path, field: str) -> Iterator[Record]:
 
 
 def json_items(path: Path) -> Iterator[Any]:
-    """The items of a file that is one JSON list, one at a time. Raises DataError where it is not one, or is cut short."""
+    """The items of a file that is one JSON list, one at a time.
+
+    Raises DataError where it is not one, or is cut short.
+    """
     decoder = json.JSONDecoder()
     utf8 = codecs.getincrementaldecoder("utf-8-sig")()
     with _open(path) as file:

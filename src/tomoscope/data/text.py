@@ -1,10 +1,10 @@
 """Text corpora as streams: documents from files or a hub data set, packed into rows of a fixed number of tokens.
 
-Reads .txt (documents separated by blank lines), .jsonl, .json (a list), .parquet, each of the first three also as .gz, a
-directory of such files in the order of their paths, or a data set of the hub through `datasets`. Memory stays bounded whatever the
-size: one document, one read buffer, or one batch of rows is held at a time. How it can mislead: packed rows hold the end of one
-document and the start of another, and attention crosses the border unless masked by `Row.documents`; a corpus read only in
-part is not a random sample of it.
+Reads .txt (documents separated by blank lines), .jsonl, .json (a list), .parquet, each of the first three also as .gz,
+a directory of such files in the order of their paths, or a data set of the hub through `datasets`. Memory stays
+bounded whatever the size: one document, one read buffer, or one batch of rows is held at a time. How it can mislead:
+packed rows hold the end of one document and the start of another, and attention crosses the border unless masked by
+`Row.documents`; a corpus read only in part is not a random sample of it.
 
 Steps: find the files, stream documents with their index, tokenize some at a time, cut into rows.
 """
@@ -48,8 +48,9 @@ class Row:
 class Corpus:
     """A stream of documents that can be read again and from any document on.
 
-    `source` is a file, a directory or a hub id ("owner/name"; `split` chooses its part). `field` names the text in .jsonl, .json
-    of objects, .parquet and hub data sets. `limit` ends the corpus after that many documents. Empty documents are left out.
+    `source` is a file, a directory or a hub id ("owner/name"; `split` chooses its part). `field` names the text in
+    .jsonl, .json of objects, .parquet and hub data sets. `limit` ends the corpus after that many documents. Empty
+    documents are left out.
     """
 
     source: str | Path
@@ -63,7 +64,10 @@ class Corpus:
         self.files()
 
     def files(self) -> tuple[Path, ...]:
-        """The files in the order they are read; none for a hub data set. Raises DataError where there is nothing to read."""
+        """The files in the order they are read; none for a hub data set.
+
+        Raises DataError where there is nothing to read.
+        """
         path = Path(self.source)
         if path.is_dir():
             found = tuple(sorted(file for file in path.rglob("*") if file.is_file() and kind_of(file)))
@@ -81,7 +85,8 @@ class Corpus:
     def documents(self, *, start: int = 0) -> Iterator[Document]:
         """Documents from index `start` on, in order.
 
-        Raises DataError, naming file and line, where a file is truncated, a line is not JSON or not UTF-8, or the field is missing.
+        Raises DataError, naming file and line, where a file is truncated, a line is not JSON or not UTF-8, or the
+        field is missing.
         """
         stream = islice(self._records(), start, self.limit)
         for index, record in enumerate(stream, start=start):
@@ -100,9 +105,9 @@ class Corpus:
     ) -> Iterator[Row]:
         """Rows of exactly `length` tokens; after each document stands the tokenizer's end token, if it has one.
 
-        A long document fills several rows; a last row that is not full is dropped. With a seed, documents are shuffled within a
-        buffer of that many documents. To go on after a stop, give `start` the index after the last row's last document
-        (without a seed; the rest of that document is passed over). Raises DataError for a length under 1.
+        A long document fills several rows; a last row that is not full is dropped. With a seed, documents are shuffled
+        within a buffer of that many documents. To go on after a stop, give `start` the index after the last row's last
+        document (without a seed; the rest of that document is passed over). Raises DataError for a length under 1.
         """
         if length < 1:
             raise DataError(f"Rows of {length} tokens were asked for.", remedy="Ask for at least one token a row.")

@@ -1,8 +1,8 @@
 """The field's tasks as seeded generators of clean and corrupted pairs, for any tokenizer.
 
-Each task is one file with `make(tokenizer, n, seed=..., corruption=...) -> PairSet`; `TASKS` is the registry. A task keeps
-the names and words that are single tokens for the tokenizer at hand, and raises DataError saying how many are left
-where they are too few. How they can mislead is told by each file's docstring.
+Each task is one file with `make(tokenizer, n, seed=..., corruption=...) -> PairSet`; `TASKS` is the registry. A task
+keeps the names and words that are single tokens for the tokenizer at hand, and raises DataError saying how many are
+left where they are too few. How they can mislead is told by each file's docstring.
 """
 
 from __future__ import annotations

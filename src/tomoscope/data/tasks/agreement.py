@@ -1,13 +1,14 @@
 """Subject-verb agreement: "The teachers near the dog" -> " are", not " is".
 
-Source: Linzen et al. 2016, "Assessing the Ability of LSTMs to Learn Syntax-Sensitive Dependencies" (arXiv:1611.01368); the circuit view in
-Marks et al. 2024, "Sparse Feature Circuits" (arXiv:2403.19647). Measures whether the verb agrees with its subject across a phrase or a
-clause. How it can mislead: with an attractor of the same number any noun tells the verb; by default the attractor's number
-differs from the subject's, so agreeing with the nearest noun is always wrong.
+Source: Linzen et al. 2016, "Assessing the Ability of LSTMs to Learn Syntax-Sensitive Dependencies" (arXiv:1611.01368);
+the circuit view in Marks et al. 2024, "Sparse Feature Circuits" (arXiv:2403.19647). Measures whether the verb agrees
+with its subject across a phrase or a clause. How it can mislead: with an attractor of the same number any noun tells
+the verb; by default the attractor's number differs from the subject's, so agreeing with the nearest noun is always
+wrong.
 
-Corruptions: `flip` changes the subject's number (the wrong answer becomes right); `random_subject` puts another subject of the
-other number (likewise); `attractor` changes the attractor's number (nothing should change: a control, not for `simple`).
-Spans: subject, attractor (if there is one), end.
+Corruptions: `flip` changes the subject's number (the wrong answer becomes right); `random_subject` puts another
+subject of the other number (likewise); `attractor` changes the attractor's number (nothing should change: a control,
+not for `simple`). Spans: subject, attractor (if there is one), end.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def make(
 ) -> PairSet:
     """`n` pairs of the kinds "simple", "preposition", "clause"; `attractors` are "opposite" in number or "any".
 
-    Raises DataError where fewer than 3 nouns or 1 verb are single tokens in both numbers, and for an unknown kind or choice.
+    Raises DataError where fewer than 3 nouns or 1 verb are single tokens in both numbers, and for an unknown kind or
+    choice.
     """
     choose_corruption(corruption, CORRUPTIONS, task="agreement")
     for kind in kinds:

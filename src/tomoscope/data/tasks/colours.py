@@ -1,11 +1,13 @@
 """Coloured objects: "The cup is red. The box is blue. The colour of the cup is" -> " red".
 
-Source: the reasoning-about-coloured-objects task as used by Merullo et al. 2024, "Circuit Component Reuse Across Tasks" (arXiv:2310.08744),
-in a plain wording. Measures whether the model copies the colour of the thing asked for. How it can mislead: a model that copies
-any colour of the text is right half of the time; the wrong answers are the other colours of the text.
+Source: the reasoning-about-coloured-objects task as used by Merullo et al. 2024, "Circuit Component Reuse Across
+Tasks" (arXiv:2310.08744), in a plain wording. Measures whether the model copies the colour of the thing asked for. How
+it can mislead: a model that copies any colour of the text is right half of the time; the wrong answers are the other
+colours of the text.
 
-Corruptions: `flip` exchanges the colours of the thing asked for and another (that colour becomes right); `query` asks for
-the other thing (likewise); `random_colours` puts colours that are not in the text. Spans: thing, colour, query, end.
+Corruptions: `flip` exchanges the colours of the thing asked for and another (that colour becomes right); `query` asks
+for the other thing (likewise); `random_colours` puts colours that are not in the text. Spans: thing, colour, query,
+end.
 """
 
 from __future__ import annotations
@@ -39,7 +41,10 @@ def make(
     things: Sequence[str] = THINGS,
     colours: Sequence[str] = COLOURS,
 ) -> PairSet:
-    """`n` pairs with `count` things each. Raises DataError where too few things or colours are single tokens, or count < 2."""
+    """`n` pairs with `count` things each.
+
+    Raises DataError where too few things or colours are single tokens, or count < 2.
+    """
     choose_corruption(corruption, CORRUPTIONS, task="colours")
     if count < 2:
         raise DataError(f"The task 'colours' was asked for {count} things.", remedy="Ask for at least two.")

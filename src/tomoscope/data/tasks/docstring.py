@@ -1,12 +1,12 @@
 """Docstring completion: the next documented argument of a Python function, in the order of its definition.
 
-Source: Heimersheim and Janiak 2023, "A circuit for Python docstrings in a 4-layer attention-only transformer". Measures whether
-the model finds the argument after the last documented one. How it can mislead: any argument named in the definition may
-seem right; the wrong answers are all the others, so guessing among them shows.
+Source: Heimersheim and Janiak 2023, "A circuit for Python docstrings in a 4-layer attention-only transformer".
+Measures whether the model finds the argument after the last documented one. How it can mislead: any argument named in
+the definition may seem right; the wrong answers are all the others, so guessing among them shows.
 
-Corruptions: `flip` exchanges the answer and the argument after it in the definition (that one becomes right); `random_def` puts
-other words for every argument of the definition, `random_doc` for those of the docstring, `random_both` for both.
-Spans: A_def, B_def, C_def, A_doc, B_doc, end.
+Corruptions: `flip` exchanges the answer and the argument after it in the definition (that one becomes right);
+`random_def` puts other words for every argument of the definition, `random_doc` for those of the docstring,
+`random_both` for both. Spans: A_def, B_def, C_def, A_doc, B_doc, end.
 """
 
 from __future__ import annotations

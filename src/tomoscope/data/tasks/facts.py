@@ -1,11 +1,12 @@
 """Facts: "The capital of France is" -> " Paris"; and the invented people of the embedded model's world.
 
-Source: the tracing of Meng et al. 2022, "Locating and Editing Factual Associations in GPT" (arXiv:2202.05262), in form. Measures recall of an
-attribute from its subject. How it can mislead: a model may guess the commonest answer of a relation, so compare with the corrupted
-twin (another subject); `born`, `lives` and `works` are invented, so only the embedded model can know them.
+Source: the tracing of Meng et al. 2022, "Locating and Editing Factual Associations in GPT" (arXiv:2202.05262), in
+form. Measures recall of an attribute from its subject. How it can mislead: a model may guess the commonest answer of a
+relation, so compare with the corrupted twin (another subject); `born`, `lives` and `works` are invented, so only the
+embedded model can know them.
 
-Corruptions: `swap` puts another subject with as many tokens and another answer (the wrong answer, its own, becomes right).
-Spans: subject, end.
+Corruptions: `swap` puts another subject with as many tokens and another answer (the wrong answer, its own, becomes
+right). Spans: subject, end.
 """
 
 from __future__ import annotations
@@ -69,10 +70,11 @@ def make(
     relations: Sequence[str] = ("capital",),
     templates: Sequence[str] | None = None,
 ) -> PairSet:
-    """`n` pairs of the relations "capital", "born", "lives", "works"; `templates` replaces their wordings ({subject} once).
+    """`n` pairs of the relations "capital", "born", "lives", "works"; `templates` replaces their wordings ({subject}
+    once).
 
-    Subjects may have several tokens; answers are single ones. Raises DataError for an unknown relation, and where a relation has fewer
-    than two subjects with single-token answers.
+    Subjects may have several tokens; answers are single ones. Raises DataError for an unknown relation, and where a
+    relation has fewer than two subjects with single-token answers.
     """
     choose_corruption(corruption, CORRUPTIONS, task="facts")
     known = {relation: _known(tokenizer, relation) for relation in relations}

@@ -1,11 +1,11 @@
 """Gendered pronouns: "So Mary is a really great friend, isn't" -> " she".
 
-Source: Mathwin et al. 2023, "Identifying a Preliminary Circuit for Predicting Gendered Pronouns in GPT-2 Small". Measures whether
-the pronoun follows the name. How it can mislead: names' genders are what English readers usually take them for; a
-model with a bias to one pronoun is right on half, so look at both genders apart (label `gender`).
+Source: Mathwin et al. 2023, "Identifying a Preliminary Circuit for Predicting Gendered Pronouns in GPT-2 Small".
+Measures whether the pronoun follows the name. How it can mislead: names' genders are what English readers usually take
+them for; a model with a bias to one pronoun is right on half, so look at both genders apart (label `gender`).
 
-Corruptions: `flip` puts a name of the other gender (the wrong answer becomes right); `same_gender` puts another name of the
-same (nothing should change: a control). Spans: name, end.
+Corruptions: `flip` puts a name of the other gender (the wrong answer becomes right); `same_gender` puts another name
+of the same (nothing should change: a control). Spans: name, end.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ def make(
     female: Sequence[str] = FEMALE,
     male: Sequence[str] = MALE,
 ) -> PairSet:
-    """`n` pairs, half of them female within one. Raises DataError where fewer than 2 names of a gender, or a pronoun, are left."""
+    """`n` pairs, half of them female within one.
+
+    Raises DataError where fewer than 2 names of a gender, or a pronoun, are left.
+    """
     choose_corruption(corruption, CORRUPTIONS, task="gendered_pronoun")
     require(tokenizer, tuple(PRONOUNS.values()), 2, task="gendered_pronoun", what="pronouns")
     names = {

@@ -1,11 +1,11 @@
 """Greater-than: "The war lasted from the year 1732 to the year 17" -> any two digits above 32.
 
-Source: Hanna et al. 2023, "How does GPT-2 compute greater-than?" (arXiv:2305.00586). Measures the probability of the years after the
-start, less that of the years up to it. How it can mislead: a model that always prefers late years scores well without
-comparing; compare starts early and late in the century.
+Source: Hanna et al. 2023, "How does GPT-2 compute greater-than?" (arXiv:2305.00586). Measures the probability of the
+years after the start, less that of the years up to it. How it can mislead: a model that always prefers late years
+scores well without comparing; compare starts early and late in the century.
 
-Corruptions: `year_01` puts 01 for the start's last two digits (every year becomes greater, the paper's own); `random_year`
-puts another start. Only years that the tokenizer splits into a century and two digits take part.
+Corruptions: `year_01` puts 01 for the start's last two digits (every year becomes greater, the paper's own);
+`random_year` puts another start. Only years that the tokenizer splits into a century and two digits take part.
 Spans: event, century (first two digits of the start), year (its last two), end.
 """
 
@@ -30,7 +30,9 @@ TEMPLATES: tuple[str, ...] = (
 
 
 def two_part_years(tokenizer: Any, *, centuries: Sequence[int] = CENTURIES) -> dict[int, list[int]]:
-    """Century -> the years (0 to 99) that are that century's token and one more, whichever century; few-yeared ones are left out."""
+    """Century -> the years (0 to 99) that are that century's token and one more, whichever century; few-yeared ones
+    are left out.
+    """
     prefix = "from the year"
     before = tokenizer(prefix, add_special_tokens=False)["input_ids"]
     kept: dict[int, list[int]] = {}

@@ -1,11 +1,12 @@
 """Induction: "Words: ring sky Mary bone ring sky" -> " Mary", a list of random words that begins again.
 
-Source: Olsson et al. 2022, "In-context Learning and Induction Heads" (arXiv:2209.11895). Measures whether the model goes on as after
-the earlier copy. How it can mislead: words are not uniformly random tokens, so a little can be told from which words are common;
-the corrupted twin, with the same words, is the control.
+Source: Olsson et al. 2022, "In-context Learning and Induction Heads" (arXiv:2209.11895). Measures whether the model
+goes on as after the earlier copy. How it can mislead: words are not uniformly random tokens, so a little can be told
+from which words are common; the corrupted twin, with the same words, is the control.
 
-Corruptions: `flip` exchanges the answer and a wrong word in the first copy (the wrong answer becomes right); `no_repeat` puts other
-words for the whole first copy (nothing repeats). Spans: earlier (the last word's first occurrence), copied (the word after it), end.
+Corruptions: `flip` exchanges the answer and a wrong word in the first copy (the wrong answer becomes right);
+`no_repeat` puts other words for the whole first copy (nothing repeats). Spans: earlier (the last word's first
+occurrence), copied (the word after it), end.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """Indirect object identification: "When Mary and John went to the store, John gave a drink to" -> " Mary".
 
-Source: Wang et al. 2022, "Interpretability in the Wild" (arXiv:2211.00593). Measures whether the model names the one who was not
-named twice. How it can mislead: a model that copies the least repeated name, or just any other name than the last, does as
-well as one that understands giving; `abc` prompts have no right answer, so a patch from them restores only what names carry.
+Source: Wang et al. 2022, "Interpretability in the Wild" (arXiv:2211.00593). Measures whether the model names the one
+who was not named twice. How it can mislead: a model that copies the least repeated name, or just any other name than
+the last, does as well as one that understands giving; `abc` prompts have no right answer, so a patch from them
+restores only what names carry.
 
-Corruptions: `abc` puts three other names in the places of IO, S1 and S2 (nothing repeats); `flip` gives S2 the IO's name
-(the wrong answer becomes right); `random_names` puts two other names (the pattern stays, the answer changes);
+Corruptions: `abc` puts three other names in the places of IO, S1 and S2 (nothing repeats); `flip` gives S2 the IO's
+name (the wrong answer becomes right); `random_names` puts two other names (the pattern stays, the answer changes);
 `s2_random` gives S2 a third name (S1 and IO stay). All keep every position. Spans: IO, S1, S2, end.
 """
 
@@ -51,7 +52,8 @@ def make(
 ) -> PairSet:
     """`n` IOI pairs for this tokenizer; `order` is "ABBA" (IO first), "BABA" (S first) or None (both, by chance).
 
-    Raises DataError where fewer than 6 names, or no place or gift, are single tokens, and for an unknown corruption or order.
+    Raises DataError where fewer than 6 names, or no place or gift, are single tokens, and for an unknown corruption or
+    order.
     """
     choose_corruption(corruption, CORRUPTIONS, task="ioi")
     if order not in (None, *ORDERS):

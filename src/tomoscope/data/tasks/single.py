@@ -1,8 +1,8 @@
 """Which words are single tokens in context, for the tokenizer at hand.
 
-A word is tested as it will stand: "prefix" and "prefix word" are encoded and compared, since a word encoded alone may lose
-or gain a space (SentencePiece puts one before it, byte-level BPE does not). How it can mislead: the test holds after an
-ordinary word; after other characters the same word may be split, which `PairSet.encode` then reports.
+A word is tested as it will stand: "prefix" and "prefix word" are encoded and compared, since a word encoded alone may
+lose or gain a space (SentencePiece puts one before it, byte-level BPE does not). How it can mislead: the test holds
+after an ordinary word; after other characters the same word may be split, which `PairSet.encode` then reports.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ T = TypeVar("T")
 def single_tokens(tokenizer: Any, words: Iterable[str], *, prefix: str = PREFIX) -> dict[str, int]:
     """The words that are one token after `prefix` and a space, with that token's id, in the order given.
 
-    Left out: words of several tokens, words unknown to the tokenizer, and a second word with the same token (a tokenizer that
-    drops case may hold two words for one).
+    Left out: words of several tokens, words unknown to the tokenizer, and a second word with the same token (a
+    tokenizer that drops case may hold two words for one).
     """
     words = list(dict.fromkeys(words))
     before = tokenizer(prefix, add_special_tokens=False)["input_ids"]
@@ -72,8 +72,8 @@ def collect(
 ) -> PairSet:
     """`n` pairs with different clean texts, drawn with a seed, checked for alignment.
 
-    Raises DataError for n < 1 and where the words at hand make fewer different prompts, AlignmentError where the tokenizer
-    does not keep a pair aligned.
+    Raises DataError for n < 1 and where the words at hand make fewer different prompts, AlignmentError where the
+    tokenizer does not keep a pair aligned.
     """
     if n < 1:
         raise DataError(f"The task {task!r} was asked for {n} pairs.", remedy="Ask for at least one.")
@@ -86,7 +86,7 @@ def collect(
             missed += 1
             if missed > tries * n + 1_000:
                 raise DataError(
-                    f"The task {task!r} makes only {len(pairs)} different prompts with this tokenizer, and {n} were asked for.",
+                    f"With this tokenizer the task {task!r} makes only {len(pairs)} different prompts of {n} asked for.",
                     remedy=f"Ask for at most {len(pairs)}, or give more words or templates.",
                 )
             continue

@@ -22,9 +22,9 @@ class Make(Protocol):
 class TaskSpec:
     """One task of the registry.
 
-    `metric` is how its answers are scored: "logit_difference" (answer less foil) or "probability_difference" (the sum over
-    all right answers less the sum over the wrong ones). `corruptions` are the names that `make` takes, the default first;
-    `flips` are those after which the wrong answer becomes the right one.
+    `metric` is how its answers are scored: "logit_difference" (answer less foil) or "probability_difference" (the sum
+    over all right answers less the sum over the wrong ones). `corruptions` are the names that `make` takes, the
+    default first; `flips` are those after which the wrong answer becomes the right one.
     """
 
     name: str
