@@ -7,8 +7,8 @@
 Steps of an exam's life: its arrays and tables are written, then its findings are appended and synced, then
 `done.json` marks it whole. A run that is killed loses at most the exam in hand: lines and arrays without the mark are
 ignored by readers and cleared on resuming. The correction for the number of claims appends a second version of each
-finding, so the raw verdict stays readable (`history`). Only one process at a time may write (an advisory lock, which the
-kernel frees).
+finding, so the raw verdict stays readable (`history`). Only one process at a time may write (an advisory lock, which
+the kernel frees).
 """
 
 from __future__ import annotations
