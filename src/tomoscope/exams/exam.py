@@ -8,11 +8,12 @@ its options with their defaults, whether it applies to a model, and `run`, a gen
         scores = ...                                                    # [prompt, head]
         chosen, measured = context.halves(len(scores))
         head = int(scores[chosen].mean(0).argmax())                     # chosen on one half,
-        estimate = bootstrap_interval(scores[measured, head], seed=context.seed_for("interval"))    # measured on the other
+        seed = context.seed_for("interval")
+        estimate = bootstrap_interval(scores[measured, head], seed=seed)    # measured on the other
         yield context.claim("head", f"Head {head} ...", estimate=estimate, controls=[...], p_value=..., ...)
 
-An exam can mislead by choosing and measuring on the same data, or by a control that is too easy to beat; both stand in the
-record, so that a reader can see it. An exam writes nothing and prints nothing: the runner records what it yields.
+An exam can mislead by choosing and measuring on the same data, or by a control that is too easy to beat; both stand in
+the record, so that a reader can see it. An exam writes nothing and prints nothing: the runner records what it yields.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class Exam:
         return {"": self.rule} if isinstance(self.rule, Rule) else dict(self.rule)
 
     def configure(self, options: Mapping[str, Any], *, where: str = "") -> Options:
-        """The options with these values changed. Raises ProtocolError for an unknown name or a value that does not fit."""
+        """The options with these values changed. Raises ProtocolError for an unknown name or an unfit value."""
         place = f" in {where}" if where else ""
         known = self.options.model_fields
         for key in options:
