@@ -120,8 +120,8 @@ def _p_values(finding: Finding) -> str:
     if finding.p_value is None:
         return ""
     if finding.p_adjusted is None:
-        return f"p = {format_number(finding.p_value)}, not corrected yet"
-    return f"p = {format_number(finding.p_value)}, corrected {format_number(finding.p_adjusted)}"
+        return f"p = {format_number(finding.p_value, digits=2)}, not corrected yet"
+    return f"p = {format_number(finding.p_value, digits=2)}, corrected {format_number(finding.p_adjusted, digits=2)}"
 
 
 def _data(note: Any) -> str:

@@ -67,17 +67,19 @@ class Estimate(Record):
         return f"{format_number(self.value)}{interval}{' ' + self.unit if self.unit else ''}"
 
 
-def format_number(value: float | None) -> str:
-    """Three significant digits, plain where that is readable: 0.0312, 12.5, 1,204, 3.1e-07; a dash for None."""
+def format_number(value: float | None, *, digits: int = 3) -> str:
+    """Three significant digits, plain where that is readable: 0.0312, 12.5, 1,204, −3.1e-07; a dash for None."""
     if value is None:
         return "–"
     size = abs(value)
     if size == 0:
         return "0"
     if size >= 1e6 or size < 1e-4:
-        return f"{value:.2g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
-    decimals = 0 if size >= 1000 else max(0, 2 - math.floor(math.log10(size)))
-    return f"{value:,.{decimals}f}"
+        text = f"{size:.2g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
+    else:
+        decimals = 0 if size >= 1000 else max(0, digits - 1 - math.floor(math.log10(size)))
+        text = f"{size:,.{decimals}f}"
+    return ("−" if value < 0 else "") + text
 
 
 class Control(Record):

@@ -78,41 +78,36 @@ def judge(
     reference, name, why = _reference(rule, estimate.value, controls)
     if reference is None:
         return "not measured", why
-    if estimate.low is None or estimate.high is None:
-        low = high = estimate.value
-        span = f"{number(estimate.value)} (no interval)"
-    else:
+    if estimate.low is not None and estimate.high is not None:
         low, high = estimate.low, estimate.high
-        span = f"{number(estimate.value)}, interval {number(low)} to {number(high)},"
-    if estimate.low is None and estimate.method != "exact":
-        return "inconclusive", f"The estimate is {span} and a verdict needs an interval."
+        said = f"{number(estimate.value)} ({number(low)} to {number(high)})"
+    elif estimate.method == "exact":
+        low = high = estimate.value
+        said = f"{number(estimate.value)} (exact)"
+    else:
+        return "inconclusive", f"{number(estimate.value)} has no interval ({estimate.method}), and the rule needs one."
     effect = estimate.value - reference
-    beyond_up, beyond_down = low > reference, high < reference
-    beyond = {"greater": beyond_up, "less": beyond_down, "different": beyond_up or beyond_down}[rule.direction]
+    beyond = {"greater": low > reference, "less": high < reference, "different": low > reference or high < reference}
     size = {"greater": effect, "less": -effect, "different": abs(effect)}[rule.direction]
     against = f"{name} ({number(reference)})"
+    side = "above" if effect > 0 else "below"
     if _excluded(rule, low, high, reference):
-        worth = f" by {number(rule.minimum)} or more" if rule.minimum else ""
-        side = {"greater": "exceed", "less": "fall below", "different": "differ from"}[rule.direction]
-        return "refuted", f"The estimate is {span} which excludes that it could {side} {against}{worth}."
-    if not beyond:
-        return "inconclusive", f"The estimate is {span} and the interval does not exclude {against}."
+        predicted = {"greater": "above", "less": "below", "different": "away from"}[rule.direction]
+        effect_text = f"an effect of {rule.minimum:g} or more {predicted} {against}" if rule.minimum else ""
+        return "refuted", f"{said} excludes {effect_text or f'any effect {predicted} {against}'}."
+    if not beyond[rule.direction]:
+        return "inconclusive", f"{said} does not exclude {against}."
     if size < rule.minimum:
-        return (
-            "inconclusive",
-            f"The estimate is {span} beyond {against}, but the distance {number(size)} is below the declared "
-            f"minimum of {number(rule.minimum)}.",
-        )
-    if rule.alpha is not None:
-        if p_value is None:
-            return "inconclusive", f"The estimate is {span} beyond {against}, but no p-value was measured."
-        if p_value >= rule.alpha:
-            return (
-                "inconclusive",
-                f"The estimate is {span} beyond {against}, but p = {number(p_value)} is not below {rule.alpha:g}.",
-            )
-    tested = "" if rule.alpha is None else f", p = {number(p_value)}"
-    return "confirmed", f"The estimate is {span} beyond {against}{tested}."
+        short = f"the distance of {number(size)} is short of the declared minimum of {rule.minimum:g}"
+        return "inconclusive", f"{said} lies {side} {against}, but {short}."
+    if rule.alpha is None:
+        return "confirmed", f"{said} lies {side} {against}."
+    if p_value is None:
+        return "inconclusive", f"{said} lies {side} {against}, but no p-value was measured."
+    if p_value >= rule.alpha:
+        said_p = f"p = {number(p_value, digits=2)} is not below {rule.alpha:g}"
+        return "inconclusive", f"{said} lies {side} {against}, but {said_p}."
+    return "confirmed", f"{said} lies {side} {against}, p = {number(p_value, digits=2)}."
 
 
 def _excluded(rule: Rule, low: float, high: float, reference: float) -> bool:

@@ -27,14 +27,12 @@ def exam_section(ledger: Ledger, record: ExamRecord, findings: list[Finding]) ->
     parts = []
     for finding in findings:
         if finding.verdict == "not measured" and not finding.figures and not finding.estimate.n:
-            parts.append(
-                element("ul", quiet_line(finding, anchored=True), class_=f"lines v-{css_name('not measured')}")
-            )
+            parts.append(quiet_line(finding, question=record.question))
             continue
         pictures = []
         for figure in finding.figures:
             if figure.name in drawn:
-                again = element("a", f"“{escape(figure.title)}” above", href=f"#{drawn[figure.name]}")
+                again = element("a", f"“{escape(figure.title.rstrip('.'))}” above", href=f"#{drawn[figure.name]}")
                 pictures.append(element("p", f"Its picture is {again}.", class_="note"))
             else:
                 place = f"g-{css_name(record.exam)}-{figure.name}"
@@ -97,15 +95,19 @@ def article(finding: Finding, pictures: str) -> str:
     return element("article", body, id=anchor(finding.id), class_=f"v-{css_name(finding.verdict)}")
 
 
-def quiet_line(finding: Finding, *, anchored: bool = False) -> str:
-    """A finding that was not measured: its question and the reason, without noise."""
-    words = element("span", escape(finding.claim), class_="claim") + element(
-        "span", escape(finding.reason), class_="meta"
-    )
-    if anchored:
-        return element("li", element("div", words, class_="words"), class_="quiet-line", id=anchor(finding.id))
-    link = element("a", element("span", words, class_="words"), href=f"#{anchor(finding.id)}")
-    return element("li", link, class_="quiet-line")
+def quiet_line(finding: Finding, *, question: str | None = None) -> str:
+    """A finding that was not measured, and the reason, without noise.
+
+    In the summary (no `question`) the claim links to its section; in its section the reason suffices where the claim is
+    the exam's own question.
+    """
+    claim = element("span", escape(finding.claim), class_="claim")
+    reason = element("span", escape(finding.reason), class_="meta")
+    if question is None:
+        link = element("a", element("span", claim + reason, class_="words"), href=f"#{anchor(finding.id)}")
+        return element("li", link, class_="quiet-line")
+    words = badge(finding.verdict) + ("" if finding.claim == question else claim) + reason
+    return element("div", words, class_="absent v-not-measured", id=anchor(finding.id))
 
 
 def command(text: str) -> str:
@@ -146,12 +148,12 @@ def _p_value(finding: Finding) -> str:
     if finding.p_value is None:
         return ""
     after = (
-        f"{format_number(finding.p_adjusted)} after correction for all claims of the scan"
+        f"{format_number(finding.p_adjusted, digits=2)} after correction for all claims of the scan"
         if finding.p_adjusted is not None
         else "not corrected yet"
     )
     tail = f" {finding.test[0].upper()}{finding.test[1:].rstrip('.')}." if finding.test else ""
-    return escape(f"{format_number(finding.p_value)}; {after}.{tail}")
+    return escape(f"{format_number(finding.p_value, digits=2)}; {after}.{tail}")
 
 
 def _side_effect(effect) -> str:

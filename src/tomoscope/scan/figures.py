@@ -147,21 +147,28 @@ def _labels(
 ) -> str:  # fmt: skip
     """Labels of rows and columns, thinned where they would overlap."""
     parts = []
-    every = max(1, int(np.ceil(11 / cell_h)))
-    for row, side in enumerate(sides):
-        if row % every == 0:
-            parts.append(text(left - 6, top(row) + cell_h / 2 + 3.5, clip(side, 14), class_="tick", anchor="end"))
-    every = max(1, int(np.ceil((12 if steep else 10) / cell_w)))
-    for column, name in enumerate(names):
-        if column % every:
-            continue
-        x, y = left + (column + 0.5) * cell_w, 8 + height + 13
+    for row in range(0, len(sides), _every(sides, 11 / cell_h)):
+        parts.append(text(left - 6, top(row) + cell_h / 2 + 3.5, clip(sides[row], 14), class_="tick", anchor="end"))
+    numbers = all(name.isdecimal() for name in names)
+    steep = steep and not numbers
+    room = 7.5 * max((len(name) for name in names), default=1) if numbers else 12 if steep else 10
+    for column in range(0, len(names), _every(names, room / cell_w)):
+        x, y, name = left + (column + 0.5) * cell_w, 8 + height + 13, clip(names[column], 12)
         if steep:
             turn = f"rotate(-50 {x + 3:.1f} {y - 3:.1f})"
-            parts.append(text(x + 3, y - 3, clip(name, 12), class_="tick", anchor="end", transform=turn))
+            parts.append(text(x + 3, y - 3, name, class_="tick", anchor="end", transform=turn))
         else:
-            parts.append(text(x, y, clip(name, 12), class_="tick", anchor="middle"))
+            parts.append(text(x, y, name, class_="tick", anchor="middle"))
     return "".join(parts)
+
+
+def _every(names: Sequence[str], least: float) -> int:
+    """Every which label can be written, where one takes the room of `least` cells; a round step for plain numbers."""
+    if least <= 1:
+        return 1
+    if all(name.isdecimal() for name in names):
+        return next(step for power in range(9) for step in (10**power, 2 * 10**power, 5 * 10**power) if step >= least)
+    return int(np.ceil(least))
 
 
 def colour_bar(scale: Scale, x: float, y: float, height: float, label: str) -> str:
@@ -229,7 +236,7 @@ def _square(figure: FigureRef, pattern: np.ndarray, head: str, names: Sequence[s
     parts.append(element("rect", x=left, y=22.0, width=size, height=size, class_="frame"))
     below = 6.0
     if labelled:
-        every = max(1, int(np.ceil(8.5 / cell_h)))
+        every = _every(names, 8.5 / cell_h)
         below = 12 + 4.2 * min(10, max((len(name) for name in names), default=1))
         for place in range(0, keys, every):
             name = clip(names[place], 10)
