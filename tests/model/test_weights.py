@@ -20,7 +20,7 @@ def test_values_and_results_are_products_with_the_weights(name: str) -> None:
     inputs = ZOO[name].inputs(seed=11)
     acts = subject.read(inputs, "layer.1.attn.v", "layer.1.attn.z", "layer.1.attn.result")
     torch.testing.assert_close(
-        torch.einsum("bthi,hio->btho", acts["layer.1.attn.z"], weights.W_O(1)),
+        torch.einsum("bthi,hio->btho", acts["layer.1.attn.z"], weights.W_O[1]),
         acts["layer.1.attn.result"],
         rtol=1e-4,
         atol=1e-5,
@@ -33,7 +33,7 @@ def test_values_and_results_are_products_with_the_weights(name: str) -> None:
         and path.rsplit(".", 1)[-1] in ("v_proj", "value", "v_lin", "c_attn", "query_key_value", "q_proj")
     )
     given = subject.read(inputs, f"{source}.input")[f"{source}.input"]
-    per_head = torch.einsum("btd,hdi->bthi", given[:, 1:] - given[:, :-1], weights.W_V(1))
+    per_head = torch.einsum("btd,hdi->bthi", given[:, 1:] - given[:, :-1], weights.W_V[1])
     seen = value[:, 1:] - value[:, :-1]
     seen = seen.repeat_interleave(per_head.shape[2] // seen.shape[2], dim=2)
     torch.testing.assert_close(per_head, seen, rtol=1e-3, atol=1e-4)
@@ -47,9 +47,9 @@ def test_neurons_write_their_rows(name: str) -> None:
     block = subject.structure.blocks[2]
     acts = subject.read(inputs, "layer.2.mlp.post", block.down)
     bias = subject.model.get_submodule(block.down).bias
-    got = acts["layer.2.mlp.post"] @ weights.W_out(2) + (0 if bias is None else bias)
+    got = acts["layer.2.mlp.post"] @ weights.W_out[2] + (0 if bias is None else bias)
     torch.testing.assert_close(got, acts[block.down].reshape(got.shape), rtol=1e-4, atol=1e-4)
-    assert weights.W_in(2).shape == (32, subject.facts.d_mlp)
+    assert weights.W_in[2].shape == (32, subject.facts.d_mlp)
     assert weights.W_U.shape == (32, 96)
     assert weights.W_E.shape == (96, 32)
 
@@ -80,7 +80,7 @@ def test_composition_equals_the_dense_formula(kind: str) -> None:
 def test_weights_are_views_and_an_edit_is_undone() -> None:
     subject = opened("gpt2")
     weights = Weights(subject)
-    assert weights.W_O(0).data_ptr() == subject.model.transformer.h[0].attn.c_proj.weight.data_ptr()
+    assert weights.W_O[0].data_ptr() == subject.model.transformer.h[0].attn.c_proj.weight.data_ptr()
     inputs = ZOO["gpt2"].inputs(seed=1)
     base = plain(subject, inputs)
     name = "transformer.h.1.mlp.c_proj.weight"
@@ -94,4 +94,4 @@ def test_weights_are_views_and_an_edit_is_undone() -> None:
 
 def test_compressed_keys_say_why() -> None:
     with pytest.raises(UnavailableSiteError, match="compress"):
-        Weights(opened("deepseek_v3")).W_K(1)
+        _ = Weights(opened("deepseek_v3")).W_K[1]

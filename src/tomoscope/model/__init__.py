@@ -7,7 +7,7 @@ from tomoscope.model.opening import build_subject
 from tomoscope.model.results import Activations, Gradients, Run
 from tomoscope.model.sites import Site
 from tomoscope.model.subject import Facts, SiteInfo, Subject
-from tomoscope.model.weights import Factored, Weights
+from tomoscope.model.weights import Factored, Layered, Weights
 
 __all__ = [
     "EMBEDDED",
@@ -18,6 +18,7 @@ __all__ = [
     "Facts",
     "Factored",
     "Gradients",
+    "Layered",
     "Run",
     "Site",
     "SiteInfo",

@@ -3,10 +3,12 @@ circuits they make, whatever the family stores (fused or not, transposed or not,
 
     w = Weights(subject)
     w.W_Q[layer]          [head, d_model, head_dim]   (x @ W_Q is the query, before rotary and any norm of queries)
+    w.W_Q.stack()         [layer, head, d_model, head_dim], a copy
     w.OV(layer)           [head, d_model, d_model] as factors; w.composition("Q") the scores of Elhage et al. 2021
     with w.edited(("layer.3.mlp.W_out", change)): ...      a weight edit that is undone at the end
 
-All are views of the model's own parameters where the layout allows: nothing is copied for a model of any size.
+One layer's weights are views of the model's own parameters where the layout allows, so nothing is copied for a model of any
+size; only shared keys and values are repeated, and only `stack()` copies.
 
 How it can mislead: norms are not folded in (the field's other tools may fold them); a branch's own norm or scale (Gemma 2,
 Granite) stands between W_O and the stream; composition scores ignore norms and positions.
@@ -16,7 +18,7 @@ Source: Elhage et al. 2021, A Mathematical Framework for Transformer Circuits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -51,11 +53,39 @@ class Factored(NamedTuple):
         return (left * right.transpose(-1, -2)).sum((-1, -2)).clamp(min=0).sqrt()
 
 
+class Layered(Sequence[Tensor]):
+    """One kind of weights of every layer: `weights[layer]` is a view, `stack()` a copy of all with a leading layer axis."""
+
+    def __init__(self, get: Callable[[int], Tensor], n_layers: int) -> None:
+        self._get, self._n_layers = get, n_layers
+
+    def __getitem__(self, layer: int) -> Tensor:  # type: ignore[override]
+        return self._get(layer + self._n_layers if layer < 0 else layer)
+
+    def __len__(self) -> int:
+        return self._n_layers
+
+    def stack(self) -> Tensor:
+        """All layers as one tensor; raises UnavailableSiteError where a layer lacks these weights."""
+        return torch.stack([self._get(layer) for layer in range(self._n_layers)])
+
+
 class Weights:
-    """A subject's weights by role; see the module's docstring."""
+    """A subject's weights by role; see the module's docstring.
+
+    Attributes:
+        W_Q, W_K, W_V: per layer [head, d_model, head_dim]; keys and values repeated for the heads that share them.
+        W_O: per layer [head, head_dim, d_model]; z[head] @ W_O[head] is the head's result.
+        W_in: per layer [d_model, d_mlp], the gate's where the MLP is gated: what decides whether a neuron fires.
+        W_out: per layer [d_mlp, d_model]; a neuron's row is what it writes.
+    """
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
+        n_layers = subject.facts.n_layers
+        self.W_Q, self.W_K = Layered(self._W_Q, n_layers), Layered(self._W_K, n_layers)
+        self.W_V, self.W_O = Layered(self._W_V, n_layers), Layered(self._W_O, n_layers)
+        self.W_in, self.W_out = Layered(self._W_in, n_layers), Layered(self._W_out, n_layers)
 
     # ---- attention
 
@@ -65,19 +95,19 @@ class Weights:
             raise SiteError(f"There is no layer {layer}; the model has {len(blocks)}.")
         return blocks[layer]
 
-    def W_Q(self, layer: int) -> Float[Tensor, "head d_model head_dim"]:
+    def _W_Q(self, layer: int) -> Float[Tensor, "head d_model head_dim"]:
         """Query weights."""
         return self._split(layer, "q")
 
-    def W_K(self, layer: int) -> Float[Tensor, "head d_model head_dim"]:
+    def _W_K(self, layer: int) -> Float[Tensor, "head d_model head_dim"]:
         """Key weights, repeated for each query head that shares them."""
         return self._repeated(self._split(layer, "k"))
 
-    def W_V(self, layer: int) -> Float[Tensor, "head d_model head_dim"]:
+    def _W_V(self, layer: int) -> Float[Tensor, "head d_model head_dim"]:
         """Value weights, repeated for each query head that shares them."""
         return self._repeated(self._split(layer, "v"))
 
-    def W_O(self, layer: int) -> Float[Tensor, "head head_dim d_model"]:
+    def _W_O(self, layer: int) -> Float[Tensor, "head head_dim d_model"]:
         """Output weights: z[head] @ W_O[head] is the head's result."""
         block = self._block(layer)
         if not block.projection:
@@ -141,7 +171,7 @@ class Weights:
 
     # ---- MLP and ends
 
-    def W_in(self, layer: int) -> Float[Tensor, "d_model d_mlp"]:
+    def _W_in(self, layer: int) -> Float[Tensor, "d_model d_mlp"]:
         """MLP input weights (the gate's, where the MLP is gated: what decides whether a neuron fires)."""
         block = self._block(layer)
         if "mlp.pre" not in block.taps or not block.down:
@@ -159,7 +189,7 @@ class Weights:
                 return _matrix((gates or [m for _, m in fits])[0])
         raise UnavailableSiteError(f"layer.{layer}'s MLP input weights were not recognised (they may be fused).")
 
-    def W_out(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
+    def _W_out(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """MLP output weights: a neuron's row is what it writes."""
         block = self._block(layer)
         if not block.down:
@@ -185,11 +215,11 @@ class Weights:
 
     def OV(self, layer: int) -> Factored:
         """What a head moves: [head, d_model, d_model] = W_V W_O, as factors."""
-        return Factored(self.W_V(layer), self.W_O(layer))
+        return Factored(self._W_V(layer), self._W_O(layer))
 
     def QK(self, layer: int) -> Factored:
         """What a head looks for: [head, d_model, d_model] = W_Q W_K^T, as factors; rotary positions are left out."""
-        return Factored(self.W_Q(layer), self.W_K(layer).transpose(-1, -2))
+        return Factored(self._W_Q(layer), self._W_K(layer).transpose(-1, -2))
 
     @torch.no_grad()
     def composition(self, kind: str) -> Float[Tensor, "layer head layer_to head_to"]:
