@@ -1,1 +1,5 @@
-"""To be written."""
+"""The command line: `tomoscope scan | show | doctor | sites`, one file per command."""
+
+from __future__ import annotations
+
+__all__: list[str] = []

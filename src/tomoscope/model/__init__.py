@@ -7,6 +7,7 @@ from tomoscope.model.opening import build_subject
 from tomoscope.model.results import Activations, Gradients, Run
 from tomoscope.model.sites import Site
 from tomoscope.model.subject import Facts, SiteInfo, Subject
+from tomoscope.model.weights import Factored, Layered, Weights
 
 __all__ = [
     "EMBEDDED",
@@ -15,11 +16,14 @@ __all__ = [
     "Edit",
     "Encoded",
     "Facts",
+    "Factored",
     "Gradients",
+    "Layered",
     "Run",
     "Site",
     "SiteInfo",
     "Subject",
+    "Weights",
     "add",
     "build_subject",
     "noise",

@@ -173,6 +173,21 @@ class _Softmax(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+class Routing(TorchFunctionMode):
+    """Passes the first product inside a router through `visit`: routers choose experts from it before they return."""
+
+    def __init__(self, visit: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.visit, self.seen = visit, False
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if self.seen or (func is not F.linear and func not in _PRODUCT):
+            return out
+        self.seen = True
+        return self.visit(out)
+
+
 class Trace(TorchFunctionMode):
     """Watches one attention module that computes attention inline; entered before its forward and left after it."""
 

@@ -72,8 +72,6 @@ def _unembed(subject: Subject, stream: Tensor) -> Tensor:
     for piece in flat.split(width):
         ids = torch.zeros(1, len(piece), dtype=torch.long, device=subject.device)
         arguments: dict[str, Any] = {"input_ids": ids}
-        if "use_cache" in subject.accepts:
-            arguments["use_cache"] = False
         skipped: dict[int, Tensor | None] = dict.fromkeys(range(len(blocks) - 1))
         skipped[len(blocks) - 1] = piece[None]
         with bypassing(subject, skipped):

@@ -17,7 +17,15 @@ from tomoscope.errors import CorruptModelError, ModelError, UnavailableSiteError
 from tomoscope.model import families
 from tomoscope.model.probe import Recording, record, unwrap
 from tomoscope.model.sites import PART_AXES, Site, SiteGrammar
-from tomoscope.model.structure import Structure, Tap, find_attention, find_blocks, read_blocks, read_ends
+from tomoscope.model.structure import (
+    Structure,
+    Tap,
+    find_attention,
+    find_blocks,
+    read_blocks,
+    read_ends,
+    silent_modules,
+)
 from tomoscope.model.subject import Facts, Subject, accepted_arguments
 from tomoscope.model.taps import Session, find_tap
 
@@ -70,8 +78,6 @@ def probe_inputs(model: nn.Module, example: Any) -> tuple[dict[str, Any], str]:
     inputs = {name: ids}
     if "attention_mask" in accepts:
         inputs["attention_mask"] = torch.ones_like(ids)
-    if "use_cache" in accepts:
-        inputs["use_cache"] = False
     return inputs, name
 
 
@@ -161,9 +167,7 @@ def _structure(model: nn.Module, inputs: dict[str, Any], heads: int) -> tuple[St
     inline = [a for a, route in (find_attention(path, recording) for path in paths) if a and not route]
     if inline and heads:
         recording = record(model, (), inputs, n_heads=heads, traced=inline)
-        for path in inline:
-            # what the trace saw is not the dispatch's
-            recording.attention.setdefault(path, {})
+    nothing.silent = silent_modules(model, recording)
     if not paths:
         reason = "the model is no stack of blocks that hand on one stream; read its modules by their paths"
         nothing.missing = dict.fromkeys(nothing.missing, reason)
@@ -171,11 +175,9 @@ def _structure(model: nn.Module, inputs: dict[str, Any], heads: int) -> tuple[St
             nothing.taps["logits"] = Tap("", "out")
             nothing.missing.pop("logits")
         return nothing, recording
-    blocks = read_blocks(model, recording, paths, n_heads=heads)
-    for block in blocks:
-        if block.attention in inline:
-            block.route = "trace" if block.taps.get("attn.z") else ""
+    blocks = read_blocks(recording, paths, n_heads=heads, inline=inline)
     structure = Structure(blocks, {}, {}, int(recording.calls[paths[0]].output.shape[-1]))  # type: ignore[union-attr]
+    structure.silent = nothing.silent
     read_ends(model, recording, blocks, structure)
     _explain(structure, getattr(getattr(model, "config", None), "model_type", ""))
     return structure, recording

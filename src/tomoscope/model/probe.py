@@ -180,7 +180,10 @@ def record(
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:
-    """The same nested arguments with floating tensors in another dtype."""
+    """The same nested arguments with floating tensors in another dtype, and without caches, which a second run would
+    extend."""
+    if "cache" in type(value).__name__.lower():
+        return None
     if isinstance(value, Tensor):
         return value.to(dtype) if value.is_floating_point() else value
     if isinstance(value, tuple | list):

@@ -72,7 +72,7 @@ def candidates(calls: Iterable[Call], like: Tensor, *, depth: int, root: str) ->
 
 
 def solve(
-    target: np.ndarray, paths: Sequence[str], columns: Sequence[np.ndarray], *, most: int = 3, unit: int = 0
+    target: np.ndarray, paths: Sequence[str], columns: Sequence[np.ndarray], *, most: int = 3, coarse: bool = False
 ) -> Sum | None:
     """The smallest sum of columns equal to the target, or None.
 
@@ -81,8 +81,9 @@ def solve(
         paths: name of each column.
         columns: candidate summands.
         most: largest number of summands.
-        unit: the first so many columns may only enter with factor 1 (another stream, not a write).
+        coarse: the values were computed in half precision, so fits and factors are known to three digits only.
     """
+    tolerance, near = (1e-2, 1e-2) if coarse else (TOLERANCE, 1e-4)
     norm = np.linalg.norm(target)
     if norm == 0 or not len(columns):
         return None
@@ -99,15 +100,15 @@ def solve(
         factors = np.linalg.solve(scaled, (right[subsets] / scale)[..., None])[..., 0] / scale
         explained = np.einsum("si,si->s", factors, right[subsets])
         rough = np.sqrt(np.maximum(norm**2 - explained, 0.0)) / norm
-        for row in np.flatnonzero(rough < 1e-3):
+        for row in np.flatnonzero(rough < max(1e-3, 2 * tolerance)):
             chosen, values = subsets[row], factors[row]
-            if np.any(np.abs(values) < 1e-3) or np.any(np.abs(values[chosen < unit] - 1) > 1e-4):
+            if np.any(np.abs(values) < 1e-3):
                 continue
             error = float(np.linalg.norm(target - matrix[:, chosen] @ values) / norm)
-            if error > TOLERANCE:
+            if error > tolerance:
                 continue
             off = float(np.abs(values - 1).sum())
-            terms = tuple(Term(paths[i], plain_factor(float(v))) for i, v in zip(chosen, values, strict=True))
+            terms = tuple(Term(paths[i], plain_factor(float(v), near)) for i, v in zip(chosen, values, strict=True))
             rank = (round(off, 4), sum(paths[i].count(".") for i in chosen), error)
             if best is None or rank < best[0]:
                 best = (rank, Sum(terms, error))
@@ -116,10 +117,12 @@ def solve(
     return None
 
 
-def plain_factor(value: float) -> float:
+def plain_factor(value: float, near: float) -> float:
     """A solved factor without the noise of its solution: 0.22 for 0.2200000003."""
-    plain = float(f"{value:.4g}")
-    return plain if abs(plain - value) < 3e-6 * abs(value) else value
+    if abs(value - 1) < near:
+        return 1.0
+    plain = float(f"{value:.3g}") if near > 1e-3 else float(f"{value:.4g}")
+    return plain if abs(plain - value) < 0.03 * near * abs(value) or (near > 1e-3) else value
 
 
 def solve_block(block: Call, calls: Sequence[Call]) -> Sum | None:
@@ -147,13 +150,16 @@ class Renormalised:
     writes: Sum
 
 
-def solve_renormalised(output: Tensor, calls: Sequence[Call], stream_in: Tensor | None) -> Renormalised | None:
+def solve_renormalised(
+    output: Tensor, calls: Sequence[Call], stream_in: Tensor | None, *, coarse: bool = False
+) -> Renormalised | None:
     """Explain a stream as norm(base + writes), where base is the block's input or another norm's output.
 
     Args:
         output: the stream after the norm.
         calls: every call inside the block.
         stream_in: the block's input; None at the embedding, where there is no stream yet.
+        coarse: the values were computed in half precision.
     """
     vector = as_stream(output, output)
     norms = [c for c in calls if is_norm(c) and is_stream(c.output, output) and is_stream(c.input, output)]
@@ -170,7 +176,7 @@ def solve_renormalised(output: Tensor, calls: Sequence[Call], stream_in: Tensor 
         ]  # type: ignore[arg-type]
         columns = [as_stream(c.output, output) for c in pool]  # type: ignore[arg-type]
         for base, stream in bases or [("", np.zeros_like(target))]:
-            answer = solve(target - stream, [c.path for c in pool], columns)
+            answer = solve(target - stream, [c.path for c in pool], columns, coarse=coarse)
             if answer is not None:
                 return Renormalised(norm.path, base, answer)
     return None

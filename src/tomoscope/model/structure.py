@@ -86,13 +86,25 @@ class Block:
 
 @dataclass
 class Structure:
-    """A model as found: blocks, global sites, why others are missing, and the stream's width."""
+    """A model as found.
+
+    Attributes:
+        blocks: in order.
+        taps: global sites.
+        missing: why other global sites can't be given.
+        d_model: width of the stream, None where there is none.
+        embed_terms: summands of the stream's start.
+        embed_adds: the first block's input is exactly their sum (False where a norm follows, as in BLOOM and BERT).
+        silent: modules that can't be read by their path -> why.
+    """
 
     blocks: list[Block]
     taps: dict[str, Tap]
     missing: dict[str, str]
     d_model: int | None
     embed_terms: tuple[Term, ...] = ()
+    embed_adds: bool = False
+    silent: dict[str, str] = field(default_factory=dict)
 
 
 def find_blocks(model: nn.Module, recording: Recording) -> list[str]:
@@ -240,8 +252,6 @@ class BlockReader:
             reason = "this family computes attention in a way that could not be watched"
             block.missing.update(dict.fromkeys(parts, reason))
             return
-        if not block.route:
-            block.route = "trace"
         z = roles["z"]
         block.shapes.update(n_heads=z.shape[2], head_dim=z.shape[3])
         if "v" in roles:
@@ -397,18 +407,23 @@ class BlockReader:
         return {c.path for c in self.calls if c.start >= end}
 
 
-def read_blocks(model: nn.Module, recording: Recording, paths: list[str], *, n_heads: int) -> list[Block]:
-    """Read every block; a model in half precision is recorded again block by block in float32."""
+def read_blocks(recording: Recording, paths: list[str], *, n_heads: int, inline: list[str]) -> list[Block]:
+    """Read every block; a model in half precision is recorded again block by block in float32.
+
+    Args:
+        recording: of the whole model.
+        paths: of the blocks.
+        n_heads: query heads by the config.
+        inline: attention modules that compute attention without the dispatch.
+    """
     blocks = []
     for path in paths:
-        attention, route = find_attention(path, recording)
+        attention, _ = find_attention(path, recording)
         call = recording.calls[path]
         coarse = call.output is not None and call.output.dtype in (torch.float16, torch.bfloat16)
-        upcast = (
-            record_upcast(call, n_heads=n_heads, traced=[] if route or not attention else [attention])
-            if coarse
-            else None
-        )
+        traced = [name for name in inline if name == attention]
+        upcast = record_upcast(call, n_heads=n_heads, traced=traced) if coarse else None
+        route = "trace" if traced else ("dispatch" if attention else "")
         blocks.append(BlockReader(path, recording, attention=attention, route=route, upcast=upcast).read())
     return blocks
 
@@ -440,9 +455,11 @@ def _embedding(model: nn.Module, before: list[Call], first: Call, recording: Rec
     columns = [as_stream(c.output, stream) for c in pool]  # type: ignore[arg-type]
     unique = [i for i in range(len(pool)) if not any(abs(columns[i] - columns[j]).max() == 0 for j in range(i))]
     target = as_stream(stream, stream)
-    sums = solve(target, [pool[i].path for i in unique], [columns[i] for i in unique])
+    coarse = stream.dtype in (torch.float16, torch.bfloat16)
+    sums = solve(target, [pool[i].path for i in unique], [columns[i] for i in unique], coarse=coarse)
+    structure.embed_adds = sums is not None
     if sums is None:
-        renormalised = solve_renormalised(stream, before, None)
+        renormalised = solve_renormalised(stream, before, None, coarse=coarse)
         sums = renormalised.writes if renormalised is not None else None
     if sums is None:
         outer = [c for c in before if close(c.output, stream)]
@@ -469,6 +486,20 @@ def _embedding(model: nn.Module, before: list[Call], first: Call, recording: Rec
     structure.missing.setdefault("pos_embed", "positions are not embedded in the stream (rotary, ALiBi or none)")
     for name in structure.taps:
         structure.missing.pop(name, None)
+
+
+def silent_modules(model: nn.Module, recording: Recording) -> dict[str, str]:
+    """Modules that can't be read by their path, and why."""
+    out = {}
+    for path, _ in model.named_modules():
+        call = recording.calls.get(path)
+        if call is None:
+            out[path] = "the module was not called in a plain forward"
+        elif call.output is None:
+            out[path] = "the module returns no tensor"
+        elif isinstance(call.raw_output, dict):
+            out[path] = "the module returns several tensors; name the module inside it that makes the one you want"
+    return out
 
 
 def _holds_others(call: Call, calls: list[Call]) -> bool:

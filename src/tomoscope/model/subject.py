@@ -158,8 +158,12 @@ class Subject:
                 reason = error.what.split("can't be given: ", 1)[-1].rstrip(".")
                 out[site.name] = SiteInfo(site.name, site.axes, False, reason)
         if modules or not self.facts.n_layers:
-            out.update({path: SiteInfo(path, (axes.BATCH,), True) for path in sorted(self.grammar.modules) if path})
+            out.update({path: self._module_info(path) for path in sorted(self.grammar.modules)})
         return out
+
+    def _module_info(self, path: str) -> SiteInfo:
+        reason = self.structure.silent.get(path, "")
+        return SiteInfo(path, (axes.BATCH,), not reason, reason)
 
     # ---- inputs
 
@@ -243,8 +247,9 @@ class Subject:
             left = bool((batch.pads > 0).any())
             if left and "position_ids" in self.accepts and "position_ids" not in arguments:
                 arguments["position_ids"] = (batch.attention_mask.long().cumsum(-1) - 1).clamp(min=0)  # type: ignore[union-attr]
-        if "use_cache" in self.accepts:
-            arguments["use_cache"] = cached
+        if cached:
+            # otherwise left to the model's own default, so that logits are bit-identical to a plain call
+            arguments["use_cache"] = True
         return arguments
 
     # ---- reads and writes

@@ -22,7 +22,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from tomoscope.errors import EditError, UnavailableSiteError
-from tomoscope.model.attention import ROLES, intercepting
+from tomoscope.model.attention import ROLES, Routing, intercepting
 from tomoscope.model.edits import Edit
 from tomoscope.model.probe import main_input, tracing, unwrap
 from tomoscope.model.sites import Site
@@ -180,6 +180,8 @@ class Session:
             self.attention.setdefault(self.model.get_submodule(tap.path), {})[tap.side] = site
         elif site.part == "attn.result":
             self.points.setdefault((self._block(site).projection, "result"), []).append(site)
+        elif site.part == "router":
+            self.points.setdefault((tap.path, "router"), []).append(site)
         elif site.part == "resid_mid" and tap.side == "derived":
             self.points.setdefault((tap.path, "in"), []).append(site)
             if site in self.edits:
@@ -217,6 +219,9 @@ class Session:
         return kind is Stop
 
     def _hook(self, module: nn.Module, path: str, side: str, sites: list[Site]) -> None:
+        if side == "router":
+            self._hook_router(module, sites[0])
+            return
         if side == "in":
 
             def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -238,6 +243,26 @@ class Session:
             return None if new is value else put(new)
 
         self.stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)
+
+    def _hook_router(self, module: nn.Module, site: Site) -> None:
+        """A router has chosen its experts by the time it returns, so its product is watched from inside."""
+        modes: list[Routing] = []
+
+        def enter(module: nn.Module, args: tuple) -> None:
+            modes.append(Routing(lambda value: self._routed(site, value)))
+            modes[-1].__enter__()
+
+        def leave(module: nn.Module | None = None, args: tuple = (), output: Any = None) -> None:
+            if modes:
+                modes.pop().__exit__(None, None, None)
+
+        self.stack.callback(leave)
+        self.stack.callback(module.register_forward_pre_hook(enter).remove)
+        self.stack.callback(module.register_forward_hook(leave).remove)
+
+    def _routed(self, site: Site, value: Tensor) -> Tensor:
+        new = self._visit(site, value)
+        return new.clone() if self.graph and site in self.values else new
 
     # ---- one value
 

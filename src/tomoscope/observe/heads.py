@@ -188,7 +188,7 @@ def copying_scores(subject: Any, *, permutations: int = 10, seed: int = 0) -> Co
     """
     weights = Weights(subject)
     W_E, W_U = weights.W_E.double().cpu(), weights.W_U.double().cpu()
-    W_V, W_O = weights.W_V.double().cpu(), weights.W_O.double().cpu()
+    W_V, W_O = weights.W_V.stack().double().cpu(), weights.W_O.stack().double().cpu()
 
     def eigenvalues(unembedding: Tensor) -> Tensor:
         # the nonzero eigenvalues of A B are those of B A, and W_O W_U W_E W_V is only head_dim wide

@@ -1,0 +1,172 @@
+"""The records of what was found: a claim, its estimate, the control that could have refuted it, and the verdict.
+
+Records are frozen pydantic values: they compare, print and go into the ledger as JSON. A number that is not known is
+`None` together with the reason (`Estimate.unknown("...")`); it is never 0, and never NaN.
+
+A record can mislead when an estimate was measured on the data that the site was chosen on: `chosen_on` and
+`measured_on` are therefore two fields of every finding, and the report shows both.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from tomoscope.findings.record import Record
+from tomoscope.findings.treatment import Treatment
+from tomoscope.findings.verdict import Rule, Verdict
+
+FigureKind = Literal["heatmap", "curve", "bars", "attention", "tokens", "table", "text"]
+
+
+class Estimate(Record):
+    """A number with its unit, its 95 % interval, and how many observations it stands on; or why it is missing."""
+
+    value: float | None
+    """The number; None only together with `missing`."""
+    unit: str = ""
+    """What one of it is: "nats", "logit difference", "share of heads"; "" for a bare ratio."""
+    low: float | None = None
+    """The lower end of the interval; None where no interval can be given (one observation, an exact number)."""
+    high: float | None = None
+    n: int = Field(default=0, ge=0)
+    """Independent observations behind the number (prompts, not tokens of one prompt)."""
+    method: str = ""
+    """How the interval was made: "BCa bootstrap, 2000 resamples"."""
+    missing: str | None = None
+    """Why there is no number."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if (self.value is None) != bool(self.missing):
+            raise ValueError("an estimate has either a value or the reason why it is missing, never both or neither")
+        if (self.low is None) != (self.high is None):
+            raise ValueError("an interval has both ends or none")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(f"the interval's low end {self.low} lies above its high end {self.high}")
+        return self
+
+    @classmethod
+    def unknown(cls, why: str, *, unit: str = "") -> Estimate:
+        """An estimate that could not be made, and why."""
+        return cls(value=None, unit=unit, missing=why)
+
+    @classmethod
+    def exact(cls, value: float, *, unit: str = "", n: int = 1, method: str = "exact") -> Estimate:
+        """A number without sampling error (a count, a property of the weights); not finite becomes missing."""
+        if not math.isfinite(value):
+            return cls.unknown(f"the computed value is {value}", unit=unit)
+        return cls(value=float(value), unit=unit, n=n, method=method)
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return f"not measured: {self.missing}"
+        interval = "" if self.low is None else f" [{format_number(self.low)}, {format_number(self.high)}]"
+        return f"{format_number(self.value)}{interval}{' ' + self.unit if self.unit else ''}"
+
+
+def format_number(value: float | None, *, digits: int = 3) -> str:
+    """Three significant digits, plain where that is readable: 0.0312, 12.5, 1,204, −3.1e-07; a dash for None."""
+    if value is None:
+        return "–"
+    size = abs(value)
+    if size == 0:
+        return "0"
+    if size >= 1e6 or size < 1e-4:
+        text = f"{size:.2g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
+    else:
+        decimals = 0 if size >= 1000 else max(0, digits - 1 - math.floor(math.log10(size)))
+        text = f"{size:,.{decimals}f}"
+    return ("−" if value < 0 else "") + text
+
+
+class Control(Record):
+    """What the number is by chance, or under the dumb baseline."""
+
+    name: str
+    """Two or three words: "random heads", "shuffled labels"."""
+    estimate: Estimate
+    description: str = ""
+    """How the control was made, so that a reader can judge whether it is a fair one."""
+
+
+class DataNote(Record):
+    """The data that something was chosen or measured on."""
+
+    name: str
+    """Task or corpus, and which half: "indirect object identification, half A"."""
+    n: int | None = None
+    """Number of items; None where it does not count in items (weights alone)."""
+    description: str = ""
+    hash: str = ""
+    """SHA-256 of the items, where they were hashed."""
+
+
+class FigureRef(Record):
+    """A picture's data in the ledger: which arrays of the exam play which part, and the words around them."""
+
+    name: str
+    """Unique inside its exam."""
+    exam: str
+    kind: FigureKind
+    title: str
+    caption: str = ""
+    arrays: dict[str, str] = Field(default_factory=dict)
+    """Part ("values", "low", "high", "x" ...) to the name of an array in the exam's safetensors file."""
+    labels: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Axis ("row", "column", "series", "bar", "head", "token") to the labels along it."""
+    axes: dict[str, str] = Field(default_factory=dict)
+    """Axis ("x", "y", "value") to what it shows, with its unit."""
+    scale: Literal["sequential", "diverging"] = "sequential"
+    center: float = 0.0
+    """The value in the middle of a diverging scale."""
+    marks: tuple[tuple[int, int], ...] = ()
+    """Cells (row, column) or bars (index, 0) that the claim is about; drawn with an outline."""
+    references: dict[str, float] = Field(default_factory=dict)
+    """Named horizontal lines: the control's value, chance."""
+    table: str = ""
+    """For a table: the name of the Parquet table in the exam's folder."""
+    text: str = ""
+    """For a text: the text itself."""
+
+
+class Finding(Record):
+    """One claim about what a part of the model does, with its evidence."""
+
+    id: str
+    """`exam/key`, the same for the same command and seed."""
+    exam: str
+    claim: str
+    """One plain sentence that could be false."""
+    sites: tuple[str, ...] = ()
+    """Where: site names with their selections, `layer.6.attn.z[head=3]`."""
+    positions: str = ""
+    """At which tokens: "last", "the subject's last token", "all"."""
+    estimate: Estimate
+    controls: tuple[Control, ...] = ()
+    p_value: float | None = Field(default=None, ge=0, le=1)
+    """As computed, and never overwritten; None where the rule needs no test."""
+    p_adjusted: float | None = Field(default=None, ge=0, le=1)
+    """After correction for the number of claims of the scan; None until the scan has finished."""
+    test: str = ""
+    """Which test gave the p-value, against which null hypothesis."""
+    chosen_on: DataNote
+    measured_on: DataNote
+    rule: str
+    """The sentence of the rule, declared before the run."""
+    criterion: Rule | None = None
+    """The rule itself, so that the verdict can be recomputed from the record."""
+    verdict: Verdict
+    reason: str
+    """Why the verdict is what it is, with the numbers."""
+    method: str = ""
+    """How the number was reached, in two or three sentences."""
+    figures: tuple[FigureRef, ...] = ()
+    treatments: tuple[Treatment, ...] = ()
+    reproduce: str = ""
+    """The one command that recomputes just this finding."""
+    seed: int = 0
+    calibration: str = "uncalibrated"
+    """What is known of the exam's sensitivity and specificity on phantoms."""
