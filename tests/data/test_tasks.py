@@ -177,7 +177,7 @@ def test_mistakes_are_told(byte_bpe) -> None:
             spec.make(byte_bpe, 2, corruption="flipp")
         with pytest.raises(DataError, match="at least one"):
             spec.make(byte_bpe, 0)
-    with pytest.raises(DataError, match=r"makes only 28 different prompts of 40"):
+    with pytest.raises(DataError, match=r"makes 28 different prompts of 40"):
         TASKS["facts"].make(byte_bpe, 40, templates=("The capital of {subject} is",))
     with pytest.raises(DataError, match="no order"):
         TASKS["ioi"].make(byte_bpe, 2, order="AABB")
