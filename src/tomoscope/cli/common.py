@@ -38,9 +38,16 @@ def out() -> Console:
     return Console(highlight=False)
 
 
+def plain(text: object) -> str:
+    """Text that a terminal can show and that cannot steer it: escape and control characters become visible."""
+    from tomoscope.scan.markup import visible
+
+    return visible(text)
+
+
 def print_json(document: Any) -> None:
-    """Write one JSON document on stdout; NaN is refused, as it is not JSON."""
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+    """Write one JSON document on stdout, in ASCII; NaN is refused, as it is not JSON."""
+    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False, default=str) + "\n")
 
 
 def told(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -53,9 +60,9 @@ def told(command: Callable[..., Any]) -> Callable[..., Any]:
         except TomoscopeError as error:
             if options.get("traceback"):
                 raise
-            message = Text.assemble(("Error: ", "bold red"), error.what)
+            message = Text.assemble(("Error: ", "bold red"), plain(error.what))
             if error.remedy:
-                message.append(f"\n{error.remedy}", style="dim")
+                message.append(f"\n{plain(error.remedy)}", style="dim")
             err().print(message)
             if options.get("as_json"):
                 print_json({"error": {"kind": type(error).__name__, "what": error.what, "remedy": error.remedy}})
