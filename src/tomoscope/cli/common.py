@@ -5,10 +5,11 @@ Words for people go to stderr; stdout holds the answer, and with `--json` exactl
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typer
@@ -79,4 +80,12 @@ def open_subject(source: str | None, *, device: str | None = None, dtype: str | 
     from tomoscope import model
 
     where = model.EMBEDDED if source is None else source
-    return model.open_model(where, device=device, dtype=dtype)
+    with quiet_stdout():
+        return model.open_model(where, device=device, dtype=dtype)
+
+
+@contextlib.contextmanager
+def quiet_stdout() -> Iterator[None]:
+    """While others' code runs, what it prints goes to stderr, so that stdout holds our answer alone."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
