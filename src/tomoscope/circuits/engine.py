@@ -56,6 +56,7 @@ class Engine:
         self.width = batch.width
         self.last = batch.last
         self.mode = mode or ("sliced" if subject.facts.kind == "decoder" else "suffix")
+        self.precision = torch.float64 if subject.dtype == torch.float64 else torch.float32
         self._base()
 
     # ---- the base run
@@ -263,18 +264,18 @@ class Engine:
         column = columns[:, :, None].expand(pairs, places, heads).reshape(-1)
         start = layer + (part != "resid_pre")
         changed = self._changed(layer, part, pair, column, new, heads)
-        out = torch.empty(pairs * places * heads)
+        out = torch.empty(pairs * places * heads, dtype=self.precision)
         # nothing after the last block mixes positions, so there only a change at the last token can matter
         same = (column != self.last[pair]) if start >= self.n_layers else torch.zeros_like(column, dtype=torch.bool)
         base = metric(self.logits if metric.tokens is None else self.logits[:, metric.tokens.to(self.logits.device)], torch.arange(pairs)).cpu()
-        out[same] = base[pair[same]]
+        out[same] = base[pair[same]].to(out.dtype)
         for one in column[~same].unique().tolist():
             rows = torch.nonzero((column == one) & ~same)[:, 0]
             step = self._rows(self.width - one)
             for chunk in rows.split(step):
                 stream = self.streams[start][pair[chunk].to(self.subject.device), one:].clone()
                 stream[:, 0] = changed[chunk.to(changed.device)]
-                out[chunk] = self.run(pair[chunk], start, one, metric, stream=stream)
+                out[chunk] = self.run(pair[chunk], start, one, metric, stream=stream).to(out.dtype)
         return out.reshape(pairs, places, heads).permute(1, 2, 0)
 
     def _changed(self, layer: int, part: str, pair: Tensor, column: Tensor, new: Tensor, heads: int) -> Tensor:
@@ -305,11 +306,11 @@ class Engine:
         column = columns[:, :, None].expand(pairs, places, heads).reshape(-1)
         unit = torch.arange(heads).expand(pairs, places, heads).reshape(-1)
         values = new.reshape(len(pair), -1)
-        out = torch.empty(len(pair))
+        out = torch.empty(len(pair), dtype=self.precision)
         for chunk in torch.arange(len(pair)).split(self._rows(self.width)):
             index = torch.stack([torch.arange(len(chunk)), column[chunk], unit[chunk]], dim=1)
             edit = scatter(f"layer.{layer}.{part}", index, values[chunk])
-            out[chunk] = self.with_edits(pair[chunk], layer, metric, [edit])
+            out[chunk] = self.with_edits(pair[chunk], layer, metric, [edit]).to(out.dtype)
         return out.reshape(pairs, places, heads).permute(1, 2, 0)
 
     @torch.no_grad()

@@ -39,6 +39,11 @@ class Metric(Protocol):
         ...
 
 
+def wide(logits: Tensor) -> Tensor:
+    """Logits in float32, or float64 where they are, so that a softmax over them does not round."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
 def _table(ids: Any, what: str) -> Tensor:
     table = torch.as_tensor(ids, dtype=torch.long)
     table = table[:, None] if table.dim() == 1 else table
@@ -99,7 +104,7 @@ class Probability:
 
     def __call__(self, logits: Tensor, rows: Tensor) -> Tensor:
         """See `Metric`."""
-        probabilities = logits.float().softmax(-1)
+        probabilities = wide(logits).softmax(-1)
         total = _sum(probabilities, self.answers[rows])
         return total if self.wrong is None else total - _sum(probabilities, self.wrong[rows])
 
@@ -123,8 +128,8 @@ class KL:
 
     def __call__(self, logits: Tensor, rows: Tensor) -> Tensor:
         """See `Metric`."""
-        wanted = self.reference[rows.to(self.reference.device)].to(logits.device).float().log_softmax(-1)
-        return (wanted.exp() * (wanted - logits.float().log_softmax(-1))).sum(-1)
+        wanted = wide(self.reference[rows.to(self.reference.device)].to(logits.device)).log_softmax(-1)
+        return (wanted.exp() * (wanted - wide(logits).log_softmax(-1))).sum(-1)
 
 
 def normalised(values: Tensor, *, clean: Tensor, corrupted: Tensor) -> Tensor:
@@ -152,7 +157,7 @@ def answer_log_probabilities(
         raise DataError(f"There are {len(heads)} prompts and {len(answers)} answers; each needs one of a token or more.")
     joined = [Encoded((*p.ids, *map(int, a)), p.spans) for p, a in zip(heads, answers, strict=True)]
     run = subject.run(joined, edits=edits)
-    scores = run.logits.float().log_softmax(-1)
+    scores = wide(run.logits).log_softmax(-1)
     out = []
     for row, answer in enumerate(answers):
         last = int(run.batch.last[row])

@@ -163,7 +163,7 @@ def activation_patching(
     engine, other = Engine(subject, base), _run_values(subject, source, part, there)
     rows = torch.arange(len(made))[:, None]
     n_heads = subject.facts.n_heads if part == "attn.z" else 1
-    out = torch.full((len(wanted), columns.shape[1], n_heads, len(made)), torch.nan)
+    out = torch.full((len(wanted), columns.shape[1], n_heads, len(made)), torch.nan, dtype=engine.precision)
     middle = there[len(there) // 2]
     engine.check(part, columns, other[middle][rows, columns], metric, layer=middle, seed=seed)
     for done, layer in enumerate(there):

@@ -130,7 +130,7 @@ def _restored(
     """[token, layer, draw]: each state or window of the clean run put back alone, the layers of a token as one batch."""
     n_layers, draws, length = subject.facts.n_layers, len(engine.batch), one.lengths[0]
     clean = subject.read(one, f"layer.*.{part}", keep_device=True).stack(f"layer.*.{part}")[:, 0]  # [layer, token, width]
-    out = torch.empty(length, n_layers, draws)
+    out = torch.empty(length, n_layers, draws, dtype=engine.precision)
     if window == 1 and engine.mode == "sliced":
         columns = torch.arange(length).expand(draws, -1)
         engine.check(part, columns, clean[n_layers // 2].expand(draws, -1, -1), metric, layer=n_layers // 2)
