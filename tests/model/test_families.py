@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import pytest
 import torch
-from tests.zoo import DECODERS, ZOO
 from torch import nn
 
+from tests.zoo import DECODERS, ZOO
 from tomoscope.errors import UnavailableSiteError
 from tomoscope.model import Subject, add, build_subject, replace, zero
 from tomoscope.model.bypass import bypassing
@@ -19,7 +19,7 @@ STACKS = [name for name in ZOO if ZOO[name].kind not in ("cnn", "module")]
 TOKENS = [name for name in ZOO if ZOO[name].kind in ("decoder", "encoder")]
 
 
-@lru_cache(maxsize=None)
+@cache
 def opened(name: str, attention: str = "") -> Subject:
     entry = ZOO[name]
     model = entry.build()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from tests.model.test_families import STACKS, opened, plain
 from tests.zoo import ZOO
-
 from tomoscope.errors import EditError, UnavailableSiteError
 from tomoscope.model import Weights
 
