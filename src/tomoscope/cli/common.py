@@ -5,10 +5,11 @@ Words for people go to stderr; stdout holds the answer, and with `--json` exactl
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typer
@@ -38,9 +39,16 @@ def out() -> Console:
     return Console(highlight=False)
 
 
+def plain(text: object) -> str:
+    """Text that a terminal can show and that cannot steer it: escape and control characters become visible."""
+    from tomoscope.scan.markup import visible
+
+    return visible(text)
+
+
 def print_json(document: Any) -> None:
-    """Write one JSON document on stdout; NaN is refused, as it is not JSON."""
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+    """Write one JSON document on stdout, in ASCII; NaN is refused, as it is not JSON."""
+    sys.stdout.write(json.dumps(document, indent=2, allow_nan=False, default=str) + "\n")
 
 
 def told(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -53,9 +61,9 @@ def told(command: Callable[..., Any]) -> Callable[..., Any]:
         except TomoscopeError as error:
             if options.get("traceback"):
                 raise
-            message = Text.assemble(("Error: ", "bold red"), error.what)
+            message = Text.assemble(("Error: ", "bold red"), plain(error.what))
             if error.remedy:
-                message.append(f"\n{error.remedy}", style="dim")
+                message.append(f"\n{plain(error.remedy)}", style="dim")
             err().print(message)
             if options.get("as_json"):
                 print_json({"error": {"kind": type(error).__name__, "what": error.what, "remedy": error.remedy}})
@@ -72,4 +80,12 @@ def open_subject(source: str | None, *, device: str | None = None, dtype: str | 
     from tomoscope import model
 
     where = model.EMBEDDED if source is None else source
-    return model.open_model(where, device=device, dtype=dtype)
+    with quiet_stdout():
+        return model.open_model(where, device=device, dtype=dtype)
+
+
+@contextlib.contextmanager
+def quiet_stdout() -> Iterator[None]:
+    """While others' code runs, what it prints goes to stderr, so that stdout holds our answer alone."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield

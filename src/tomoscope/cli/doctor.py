@@ -156,8 +156,15 @@ def _print_machine(console: Console, machine: dict[str, Any]) -> None:
 
 def _print_model(console: Console, model: dict[str, Any]) -> None:
     console.print(Text(f"\n{model['name']}", style="bold"))
-    rows = [(key, str(value)) for key, value in model.get("facts", {}).items() if value is not None]
-    _print_rows(console, [*rows, ("dtype", model.get("dtype", "")), ("sites", f"{model['sites']} available")])
+    rows = []
+    for key, value in model.get("facts", {}).items():
+        if value in (None, [], ""):
+            continue
+        said = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+        if key == "parity":
+            said = "logits while reading are bit-identical" if value == 0 else f"logits while reading differ by {value}"
+        rows.append((key, said))
+    _print_rows(console, [*rows, ("sites", f"{model['sites']} available")])
     for item in model["sites_unavailable"]:
         console.print(Text.assemble(("  no site ", "yellow"), f"{item['site']}: {item['reason']}"))
     console.print(Text.assemble(("  exams     ", "dim"), ", ".join(model["exams"]) or "none"))

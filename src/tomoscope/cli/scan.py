@@ -45,6 +45,7 @@ def scan(
 
     Ctrl-C keeps what is done; the same command goes on from there.
     """
+    from tomoscope.findings import Ledger
     from tomoscope.scan import load_protocol, plan, run_scan, write_report
     from tomoscope.scan.progress import Progress
 
@@ -57,14 +58,15 @@ def scan(
     folder = output or default_folder(subject.name, chosen.name, exam or (), used_seed)
     passed, defaulted = _arguments(context)
     try:
-        with Progress(console) as progress:
+        with common.quiet_stdout(), Progress(console) as progress:
             ledger = run_scan(
                 subject, chosen, steps, out=folder, seed=used_seed, budget_seconds=budget,
                 base_command=_base(model, device, dtype), command=shlex.join(["tomoscope", *sys.argv[1:]]),
                 passed=passed, defaulted=defaulted, force=force, observer=progress,
             )  # fmt: skip
     except KeyboardInterrupt:
-        console.print(Text(f"Interrupted. What is done is kept in {folder}.", style="yellow"))
+        report = write_report(Ledger.open(folder))
+        console.print(Text(f"Interrupted. What is done is kept, and shown in {report}.", style="yellow"))
         console.print(Text(f"To go on: {_resume(folder)}"))
         raise typer.Exit(130) from None
     report = write_report(ledger)

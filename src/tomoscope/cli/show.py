@@ -63,9 +63,9 @@ def print_findings(console: Console, findings: Sequence[Finding]) -> None:
             continue
         console.print(Text(f"{MARKS[verdict]} {verdict}  {len(group)}", style=f"bold {style}"))
         for finding in group:
-            console.print(Padding(Text(finding.claim), (0, 0, 0, 2)))
+            console.print(Padding(Text(common.plain(finding.claim)), (0, 0, 0, 2)))
             told = finding.reason if verdict == "not measured" else _numbers(finding)
-            console.print(Padding(Text(f"{told}  ({finding.id})", style="dim"), (0, 0, 0, 4)))
+            console.print(Padding(Text(f"{common.plain(told)}  ({finding.id})", style="dim"), (0, 0, 0, 4)))
     if not findings:
         console.print(Text("The run has no findings yet.", style="dim"))
 
@@ -73,7 +73,7 @@ def print_findings(console: Console, findings: Sequence[Finding]) -> None:
 def print_finding(console: Console, finding: Finding) -> None:
     """One finding with all its evidence."""
     console.print(Text(f"{MARKS[finding.verdict]} {finding.verdict}", style=f"bold {STYLES[finding.verdict]}"))
-    console.print(Text(finding.claim, style="bold"))
+    console.print(Text(common.plain(finding.claim), style="bold"))
     rows: list[tuple[str, Any]] = [
         ("why", finding.reason),
         ("rule", finding.rule),
@@ -92,12 +92,12 @@ def print_finding(console: Console, finding: Finding) -> None:
     ]
     for name, value in rows:
         if value:
-            console.print(Text.assemble((f"{name:>14}  ", "dim"), str(value)))
+            console.print(Text.assemble((f"{common.plain(name):>14}  ", "dim"), common.plain(value)))
 
 
 def _print_header(console: Console, ledger: Ledger) -> None:
     manifest = ledger.manifest
-    name = str(manifest.provenance.model.get("name", "a model"))
+    name = common.plain(manifest.provenance.model.get("name", "a model"))
     console.print(
         Text.assemble((name, "bold"), f"  protocol {manifest.protocol.get('name', '')}, seed {manifest.seed}")
     )

@@ -29,11 +29,12 @@ def sites(
         common.print_json({"model": subject.name, "sites": rows})
         return
     table = Table(box=None, pad_edge=False)
-    for heading in ("site", "axes", "available", "note"):
+    for heading in ("site", "", "axes", "note"):
         table.add_column(heading, overflow="fold")
     for row in rows if every_layer else grouped(rows):
-        state = Text("yes", style="green") if row["available"] else Text("no", style="yellow")
-        table.add_row(Text(row["site"]), Text(", ".join(row["axes"])), state, Text(row["reason"] or row["note"]))
+        state = Text("✓", style="green") if row["available"] else Text("✕", style="yellow")
+        note = row["note"] if row["available"] else f"not here: {row['reason']}"
+        table.add_row(Text(row["site"]), state, Text(" ".join(row["axes"]), style="dim"), Text(note))
     common.out().print(table)
 
 

@@ -64,8 +64,8 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON document atomically."""
-    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    """Write a JSON document atomically, in ASCII: a name may hold half a surrogate pair, which UTF-8 cannot."""
+    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode("ascii"))
 
 
 def append_lines(path: Path, lines: list[str]) -> None:

@@ -71,13 +71,14 @@ def format_number(value: float | None, *, digits: int = 3) -> str:
     """Three significant digits, plain where that is readable: 0.0312, 12.5, 1,204, −3.1e-07; a dash for None."""
     if value is None:
         return "–"
-    size = abs(value)
-    if size == 0:
+    if value == 0:
         return "0"
+    size = abs(value)
     if size >= 1e6 or size < 1e-4:
         text = f"{size:.2g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
     else:
-        decimals = 0 if size >= 1000 else max(0, digits - 1 - math.floor(math.log10(size)))
+        rounded = float(f"{size:.{digits}g}")  # 0.00998 to two digits is 0.010, not 0.0100
+        decimals = max(0, digits - 1 - math.floor(math.log10(rounded)))
         text = f"{size:,.{decimals}f}"
     return ("−" if value < 0 else "") + text
 

@@ -183,7 +183,7 @@ class Ledger:
         if path.exists():
             whole = {key for record in self.exams().values() for key in record.findings}
             firsts = {key: lines[0] for key, lines in self._lines().items() if key in whole}
-            kept = [json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in firsts.values()]
+            kept = [_dump(line) + "\n" for line in firsts.values()]
             write_bytes(path, "".join(kept).encode())
 
     # -- reading ------------------------------------------------------------------------------------------------
@@ -277,6 +277,11 @@ class Ledger:
 
 def _line(finding: Finding, *, version: int, why: str = "") -> str:
     line = {"schema": SCHEMA, "version": version, "why": why, "finding": finding.model_dump(mode="json")}
+    return _dump(line)
+
+
+def _dump(line: dict[str, Any]) -> str:
+    """One line of JSON, in ASCII: a token may hold half a surrogate pair, which UTF-8 cannot."""
     return json.dumps(line, ensure_ascii=True, allow_nan=False)
 
 

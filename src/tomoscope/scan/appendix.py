@@ -100,4 +100,5 @@ def _exams(ledger: Ledger) -> str:
         return ""
     heads = ("Exam", "Status", "Findings", "Time", "Peak memory")
     head = "".join(element("th", name, class_="num" if place > 1 else "") for place, name in enumerate(heads))
-    return f'<div class="scroll"><table class="exams"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    return f'<div class="scroll"><table class="exams">{body}</table></div>'

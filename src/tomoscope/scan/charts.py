@@ -37,7 +37,9 @@ def _range(*arrays: np.ndarray | Sequence[float]) -> tuple[float, float]:
         low = 0.0
     if 0.6 * low < high < 0:
         high = 0.0
-    pad = 0.05 * (high - low) or max(abs(high), 1.0) * 0.05
+    if low == high:
+        return (low, low + 1.0) if low == 0 else (low - 0.5 * abs(low), low + 0.5 * abs(low))
+    pad = 0.05 * (high - low)
     return (low - pad if low != 0 else low), (high + pad if high != 0 else high)
 
 

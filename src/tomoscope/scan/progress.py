@@ -14,6 +14,7 @@ from rich.text import Text
 from tomoscope.findings.finding import Finding
 from tomoscope.findings.ledger import Ledger
 from tomoscope.findings.manifest import ExamRecord
+from tomoscope.scan.markup import visible
 from tomoscope.scan.protocol import Step
 
 SIGNS = {
@@ -59,7 +60,7 @@ class Progress:
         if self._exam is None or self._whole is None:
             return
         name = f"{step.exam.title}: {what}" if what else step.exam.title
-        self._bars.update(self._exam, completed=done, total=total, description=name)
+        self._bars.update(self._exam, completed=done, total=total, description=visible(name))
         if total:
             self._bars.update(self._whole, completed=self._done + step.exam.cost * min(1.0, done / total))
 
@@ -71,11 +72,11 @@ class Progress:
         self._done += step.exam.cost
         if self._whole is not None:
             self._bars.update(self._whole, completed=self._done)
-        line = Text.assemble(f"{record.seconds:7.1f} s  ", (f"{step.exam.title:<44} ", "bold"))
+        line = Text.assemble(f"{record.seconds:7.1f} s  ", (f"{visible(step.exam.title):<44} ", "bold"))
         for finding in findings:
             line.append(*SIGNS[finding.verdict])
         if record.status != "done":
-            line.append(f"  {findings[-1].reason if findings else record.status}", style="dim")
+            line.append(f"  {visible(findings[-1].reason if findings else record.status)}", style="dim")
         self.console.print(line)
 
     def scan_finished(self, ledger: Ledger) -> None:

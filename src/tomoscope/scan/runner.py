@@ -225,7 +225,9 @@ def _finish(ledger: Ledger, protocol: Protocol) -> None:
     name = CORRECTION_NAMES[protocol.correction]
     said = f"{name} over {tested} claim{'' if tested == 1 else 's'}" if tested else "no claim has a p-value"
     ledger.revise([new for old, new in zip(findings, corrected, strict=True) if new != old], why=said)
-    ledger.update(status="finished", correction=said, finished=_now())
+    notes = [note for finding in corrected for note in (finding.chosen_on, finding.measured_on) if note.hash]
+    origin = ledger.manifest.provenance.model_copy(update={"data": {note.name: note.hash for note in notes}})
+    ledger.update(status="finished", correction=said, finished=_now(), provenance=origin)
 
 
 def _now() -> str:
