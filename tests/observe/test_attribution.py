@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from tests.observe.raw import LAYOUTS, captured, logits_alone, random_ids, random_prompts, subject_of
-from tests.zoo import DECODERS, VOCAB
+from tests.sweep import build
+from tests.zoo import DECODERS, VOCAB, ZOO
 from tomoscope.errors import DataError, UnavailableSiteError
+from tomoscope.model import open_model
 from tomoscope.observe import by_head, by_neuron, direct_logit_attribution
 
 POST_NORM = ("openai_gpt",)
@@ -23,6 +25,7 @@ def test_parts_sum_to_the_models_own_logit_difference(name):
     assert found.error < 1e-4
     assert torch.allclose(found.values.sum(0), found.total, atol=1e-4)
     assert found.softcapped == (name == "gemma2")
+    assert not any(part.endswith("rest") for part in found.names)
     assert sum(part.endswith(("attn.out", "mlp.out")) for part in found.names) == 2 * subject.facts.n_layers
     cap = getattr(subject.config, "final_logit_softcapping", None)
     for row, ids in enumerate(prompts):
@@ -118,6 +121,29 @@ def test_a_normalised_stream_is_refused_with_the_reason(name):
         direct_logit_attribution(subject_of(name), random_prompts(2), random_ids(2))
     with pytest.raises(UnavailableSiteError, match="normalises its stream"):
         by_head(subject_of(name), random_prompts(2), random_ids(2))
+
+
+@pytest.mark.parametrize("name", ["bamba", "falcon_mamba"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_mixer_of_another_kind_is_the_rest_of_its_block(name):
+    subject = open_model(build(name).model)
+    found = direct_logit_attribution(subject, random_prompts(4), random_ids(4), random_ids(4, seed=2))
+    assert found.error < 1e-4
+    unnamed = [layer for layer in range(3) if f"layer.{layer}.attn.out" not in found.names]
+    assert unnamed
+    assert all(f"layer.{layer}.rest" in found.names or f"layer.{layer}.mlp.out" in found.names for layer in unnamed)
+
+
+def test_a_model_without_a_stream_is_refused():
+    with pytest.raises(UnavailableSiteError, match="no stack of blocks"):
+        direct_logit_attribution(open_model(ZOO["bare_module"].build()), [[1]], [1])
+
+
+def test_half_precision_sums_to_its_own_rounding():
+    subject = open_model(ZOO["llama"].build().bfloat16())
+    found = direct_logit_attribution(subject, random_prompts(6), random_ids(6), random_ids(6, seed=2))
+    assert found.error < 0.1
+    assert not any(part.endswith("rest") for part in found.names)
 
 
 def test_every_position_and_bad_answers():

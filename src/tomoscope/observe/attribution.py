@@ -27,6 +27,7 @@ from torch import Tensor
 
 from tomoscope.errors import DataError, UnavailableSiteError
 from tomoscope.model.weights import Weights
+from tomoscope.observe.lens import stream_sites
 from tomoscope.observe.logit_direction import Branch, find_branch, find_end, probe, tolerance
 from tomoscope.observe.samples import At, stream_samples, token_ids
 
@@ -36,8 +37,9 @@ class LogitAttribution:
     """A logit difference as a sum over parts.
 
     Attributes:
-        names: "embed", "pos_embed" (where positions are embedded), "layer.N.attn.out", "layer.N.mlp.out", "bias" (of
-            the final norm and the unembedding).
+        names: "embed", "pos_embed" (if positions are embedded), "layer.N.attn.out", "layer.N.mlp.out", "layer.N.rest"
+            (what a block adds beyond these: a mixer of another kind, a second MLP; only where there is such a thing),
+            "bias" (of the final norm and the unembedding).
         values: [part, sample], in logits.
         total: [sample], the model's own logit difference (before a soft-cap).
         error: largest absolute gap between the parts' sum and the total, over samples.
@@ -62,7 +64,7 @@ class UnitAttribution:
     Attributes:
         unit: "head" or "neuron".
         layers: the layers split (those that can be).
-        values: [layer, unit, sample], in logits.
+        values: [layer, unit, sample], in logits; 0 beyond the units of a layer that has fewer than another.
         bias: [layer, sample], what the branch adds whatever its units do (the bias of its output projection).
         written: [layer, sample], the whole branch's number; values summed over units plus bias equal it.
         error: largest absolute gap in that sum.
@@ -100,31 +102,38 @@ def direct_logit_attribution(
         at: positions, as for `Subject.read`.
 
     Raises:
-        UnavailableSiteError: the stream is not a sum (post-norm families), a write has no site, or the end of the model
-            is not norm, matrix and scale; the message says which.
+        UnavailableSiteError: the stream is not a sum (post-norm families), or the end of the model is not norm, matrix
+            and scale; the message says which.
         DataError: answers that do not fit the prompts.
     """
     prompts, right, other = _checked(subject, prompts, answers, wrong)
+    end, known = find_end(subject), subject.sites()
+    starts = [site for site in ("embed", "pos_embed") if known[site].available]
     writes = write_sites(subject)
-    end = find_end(subject)
-    starts = [site for site in ("embed", "pos_embed") if subject.sites()[site].available]
-    last = f"layer.{subject.facts.n_layers - 1}.resid_post"
-    sites = ("layer.0.resid_pre", *starts, *writes, last, "norm.final", "logits")
+    streams = stream_sites(subject)
+    sites = (*starts, *streams, *(site for layer in writes for site in layer), *end.sites, "logits")
     pieces: list[tuple[list[str], Tensor, Tensor, Any]] = []
+    gaps = torch.zeros(len(writes))
     for activations, samples in stream_samples(subject, prompts, *sites, at=at):
         value = {site: samples.take(activations[site]).double().cpu() for site in sites}
         names, parts = _start_parts(value, starts)
-        parts += [value[site] for site in writes]
-        _check_sum(torch.stack(parts).sum(0), value[last], subject)
-        direction, bias = end.direction(
-            value[last], value["norm.final"], right[samples.prompt], _pick(other, samples.prompt)
-        )
+        for layer, layer_sites in enumerate(writes):
+            rest = value[streams[layer + 1]] - value[streams[layer]] - sum(value[site] for site in layer_sites)
+            gaps[layer] = max(float(gaps[layer]), float(rest.norm() / value[streams[layer + 1]].norm()))
+            names += [*layer_sites, f"layer.{layer}.rest"]
+            parts += [*(value[site] for site in layer_sites), rest]
+        foil = _pick(other, samples.prompt)
+        direction, bias = end.direction(value[streams[-1]], value.get("norm.final"), right[samples.prompt], foil)
         numbers = torch.stack([(part * direction).sum(-1) for part in parts] + [bias])
-        total = end.logit_difference(value["logits"], right[samples.prompt], _pick(other, samples.prompt))
-        pieces.append(([*names, *writes, "bias"], numbers, total, samples))
+        total = end.logit_difference(value["logits"], right[samples.prompt], foil)
+        pieces.append(([*names, "bias"], numbers, total, samples))
     values, total = torch.cat([p[1] for p in pieces], -1), torch.cat([p[2] for p in pieces])
+    # what rounding leaves of a block whose writes are all known is no part
+    closed = {f"layer.{layer}.rest" for layer, gap in enumerate(gaps.tolist()) if gap <= tolerance(subject.dtype)}
+    kept = [index for index, name in enumerate(pieces[0][0]) if name not in closed]
+    values = values[kept]
     return LogitAttribution(
-        names=tuple(pieces[0][0]),
+        names=tuple(pieces[0][0][index] for index in kept),
         values=values.float(),
         total=total.float(),
         error=float((values.sum(0) - total).abs().max()),
@@ -161,31 +170,26 @@ def by_neuron(
     return _by_unit(subject, prompts, answers, wrong, at, "neuron")
 
 
-def write_sites(subject: Any) -> list[str]:
-    """The sites that write to the residual stream, in order.
+def write_sites(subject: Any) -> list[list[str]]:
+    """The sites that write to the residual stream, by layer; an empty list where a block's writes are not known."""
+    known = subject.sites()
+    names = [[f"layer.{layer}.{part}" for part in ("attn.out", "mlp.out")] for layer in range(subject.facts.n_layers)]
+    return [[site for site in layer if known[site].available] for layer in names]
 
-    Raises:
-        UnavailableSiteError: the stream is renormalised after each write, or a block's writes are not known.
-    """
+
+def check_stream(subject: Any) -> None:
+    """Raise UnavailableSiteError where there is no stream, or its last value is not a sum of what was written."""
+    stream_sites(subject)
     if subject.facts.renormalised:
         raise UnavailableSiteError(
             f"{subject.name} ({subject.facts.family}) normalises its stream after every write, so the last stream is "
             "not a sum of what its parts wrote and a logit can't be attributed to them directly.",
             remedy="Patch the parts instead, or use gradient x input.",
         )
-    known = subject.sites()
-    sites: list[str] = []
-    for layer in range(subject.facts.n_layers):
-        here = [f"layer.{layer}.{part}" for part in ("attn.out", "mlp.out")]
-        found = [site for site in here if site in known and known[site].available]
-        if not found:
-            reason = known[here[0]].reason if here[0] in known else "no writer was found"
-            raise UnavailableSiteError(f"The writes of block {layer} of {subject.name} are not known: {reason}.")
-        sites += found
-    return sites
 
 
 def _checked(subject: Any, prompts: Sequence[Any], answers: Any, wrong: Any) -> tuple[list[Any], Tensor, Tensor | None]:
+    check_stream(subject)
     prompts = list(prompts)
     if not prompts:
         raise DataError("Attribution was given no prompts.", remedy="Give at least one.")
@@ -207,40 +211,27 @@ def _start_parts(value: dict[str, Tensor], starts: list[str]) -> tuple[list[str]
     return ["embed"], [start]
 
 
-def _check_sum(summed: Tensor, stream: Tensor, subject: Any) -> None:
-    gap = float((summed - stream).norm() / stream.norm())
-    if gap > tolerance(subject.dtype):
-        raise UnavailableSiteError(
-            f"The writes of {subject.name} do not add up to its last stream (relative gap {gap:.2g}): some write has "
-            "no site, so a logit can't be attributed completely.",
-            remedy="`tomoscope sites MODEL` lists what was found.",
-        )
-
-
 def _by_unit(subject: Any, prompts: Sequence[Any], answers: Any, wrong: Any, at: At, unit: str) -> UnitAttribution:
     prompts, right, other = _checked(subject, prompts, answers, wrong)
-    write_sites(subject)
     end = find_end(subject)
     branches, missing = _branches(subject, unit)
     if not branches:
         raise UnavailableSiteError(
             f"No layer of {subject.name} can be split into {unit}s: {next(iter(missing.values()), 'no such branch')}.",
         )
-    last = f"layer.{subject.facts.n_layers - 1}.resid_post"
-    sites = [site for branch in branches.values() for site in (branch.unit_site, branch.out_site)]
+    last = stream_sites(subject)[-1]
+    sites = [last, *end.sites, *(site for branch in branches.values() for site in (branch.unit_site, branch.out_site))]
     pieces: list[tuple[Tensor, Tensor, Tensor, Any]] = []
-    for activations, samples in stream_samples(subject, prompts, *sites, last, "norm.final", at=at):
-        value = {site: samples.take(activations[site]).double().cpu() for site in (*sites, last, "norm.final")}
-        direction, _ = end.direction(
-            value[last], value["norm.final"], right[samples.prompt], _pick(other, samples.prompt)
-        )
+    for activations, samples in stream_samples(subject, prompts, *sites, at=at):
+        value = {site: samples.take(activations[site]).double().cpu() for site in sites}
+        foil = _pick(other, samples.prompt)
+        direction, _ = end.direction(value[last], value.get("norm.final"), right[samples.prompt], foil)
         split = [
             branch.split(value[branch.unit_site], value[branch.out_site], direction) for branch in branches.values()
         ]
         written = [(value[branch.out_site] * direction).sum(-1) for branch in branches.values()]
-        pieces.append(
-            (torch.stack([s[0] for s in split]), torch.stack([s[1] for s in split]), torch.stack(written), samples)
-        )
+        units = torch.nn.utils.rnn.pad_sequence([numbers for numbers, _ in split], batch_first=True)
+        pieces.append((units, torch.stack([constant for _, constant in split]), torch.stack(written), samples))
     values, bias, whole = (torch.cat([piece[i] for piece in pieces], -1) for i in range(3))
     return UnitAttribution(
         unit=unit,

@@ -58,11 +58,14 @@ class CopyingScores:
     """How far each head's OV circuit raises the tokens that it attends to.
 
     Attributes:
+        layers: the layers that have attention.
         values: [layer, head], sum of the eigenvalues over the sum of their moduli, -1 to 1.
         control: [layer, head, permutation], the same with the unembedding's tokens shuffled.
-        eigenvalues: [layer, head, head_dim], the nonzero eigenvalues of W_E W_V W_O W_U.
+        eigenvalues: [layer, head, head_dim], the nonzero eigenvalues of W_E W_V W_O W_U (0 beyond a
+            layer's head_dim).
     """
 
+    layers: tuple[int, ...]
     values: Float[Tensor, "layer head"]
     control: Float[Tensor, "layer head permutation"]
     eigenvalues: Complex[Tensor, "layer head head_dim"]
@@ -190,17 +193,21 @@ def copying_scores(subject: Any, *, permutations: int = 10, seed: int = 0) -> Co
         UnavailableSiteError: the model has no per-head value and output weights (see `Weights`).
     """
     weights = Weights(subject)
-    W_E, W_U = weights.W_E.double().cpu(), weights.W_U.double().cpu()
+    layers = readable_layers(subject, "attn.z")
+    vocab = min(weights.W_E.shape[0], weights.W_U.shape[1])  # a family may pad one of them, or embed more than it says
+    W_E, W_U = weights.W_E[:vocab].double().cpu(), weights.W_U[:, :vocab].double().cpu()
     generator = torch.Generator().manual_seed(seed)
-    shuffles = [torch.randperm(W_U.shape[1], generator=generator) for _ in range(permutations)]
+    shuffles = [torch.randperm(vocab, generator=generator) for _ in range(permutations)]
     # [1 + permutation, d_model, d_model]: from what a head writes, through the vocabulary, to what it reads
     through = torch.stack([W_U @ W_E, *(W_U[:, shuffle] @ W_E for shuffle in shuffles)])
     own, scores = [], []
-    for layer in range(subject.facts.n_layers):
+    for layer in layers:
         # the nonzero eigenvalues of A B are those of B A, and W_O W_U W_E W_V is only head_dim wide
         W_V, W_O = weights.W_V[layer].double().cpu(), weights.W_O[layer].double().cpu()
         values = torch.linalg.eigvals(torch.einsum("hvd,pde,hew->hpvw", W_O, through, W_V))
-        own.append(values[:, 0].to(torch.complex64))
+        own.append(values[:, 0].to(torch.complex64).transpose(0, 1))
         scores.append((values.sum(-1).real / values.abs().sum(-1).clamp(min=1e-300)).float())
     score = torch.stack(scores)
-    return CopyingScores(score[..., 0], score[..., 1:], torch.stack(own))
+    # layers may differ in head_dim; an eigenvalue of 0 more changes no score
+    eigenvalues = torch.nn.utils.rnn.pad_sequence(own, batch_first=True).transpose(1, 2)
+    return CopyingScores(layers, score[..., 0], score[..., 1:], eigenvalues)

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tomoscope.errors import DataError
+from tomoscope.errors import DataError, UnavailableSiteError
 from tomoscope.observe.samples import At, stream_samples, token_ids
 
 CHUNK_BYTES = 128 << 20
@@ -73,7 +73,17 @@ class LensReading:
 
 
 def stream_sites(subject: Any) -> tuple[str, ...]:
-    """The sites that a lens reads, in order: the stream before the first block and after each."""
+    """The sites that a lens reads, in order: the stream before the first block and after each.
+
+    Raises:
+        UnavailableSiteError: the model has no stack of blocks that hand on one stream.
+    """
+    if not subject.facts.n_layers:
+        raise UnavailableSiteError(
+            f"{subject.name} ({subject.facts.family}) is no stack of blocks that hand on one stream, so it has no "
+            "residual stream to look at.",
+            remedy="Read its modules by their paths.",
+        )
     return ("layer.0.resid_pre", *(f"layer.{layer}.resid_post" for layer in range(subject.facts.n_layers)))
 
 

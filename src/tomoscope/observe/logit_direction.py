@@ -22,11 +22,12 @@ from torch import Tensor
 
 from tomoscope.errors import UnavailableSiteError
 from tomoscope.model.weights import Weights
+from tomoscope.observe.lens import stream_sites
 from tomoscope.observe.samples import Samples, samples_of
 
 PROBE_PROMPTS, PROBE_TOKENS = 8, 12
 VOCAB_CHUNK = 8192  # columns of the unembedding taken to float64 at once
-SOFTCAP_NAMES = ("final_logit_softcapping", "output_logit_soft_cap", "final_logits_soft_cap")
+SOFTCAP_NAMES = ("final_logit_softcapping", "output_logit_soft_cap", "logits_soft_cap")
 EPSILONS = (0.0, 1e-12, 1e-8, 1e-6, 1e-5, 1e-3)
 
 
@@ -77,10 +78,15 @@ class End:
     bias: Float[Tensor, " vocab"]
     softcap: float | None
 
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The sites that `direction` needs beside the last stream."""
+        return () if self.norm is None else ("norm.final",)
+
     def direction(
         self,
         stream: Float[Tensor, "sample d_model"],
-        normed: Float[Tensor, "sample d_model"],
+        normed: Float[Tensor, "sample d_model"] | None,
         answer: Int[Tensor, " sample"],
         wrong: Int[Tensor, " sample"] | None,
     ) -> tuple[Float[Tensor, "sample d_model"], Float[Tensor, " sample"]]:
@@ -88,7 +94,7 @@ class End:
         other = self.unembedding.double().mean(1).cpu() if wrong is None else self._column(wrong)
         other_bias = self.bias.mean() if wrong is None else self.bias[wrong]
         read, constant = (self._column(answer) - other) * self.factor, self.bias[answer] - other_bias
-        if self.norm is None:
+        if self.norm is None or normed is None:
             return read, constant
         return self.norm.pull(read, self.norm.scale(stream, normed)), constant + read @ self.norm.bias
 
@@ -188,7 +194,7 @@ def find_end(subject: Any) -> End:
     Raises:
         UnavailableSiteError: the final norm or the head is none of the maps known here.
     """
-    last = f"layer.{subject.facts.n_layers - 1}.resid_post"
+    last = stream_sites(subject)[-1]
     has_norm = subject.sites()["norm.final"].available
     activations, samples = probe(subject, last, *(["norm.final"] if has_norm else []), "logits")
     stream = samples.take(activations[last]).double().cpu()

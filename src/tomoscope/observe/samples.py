@@ -62,7 +62,7 @@ def stream_samples(subject: Any, prompts: Any, *sites: str, at: At) -> Iterator[
         seen += len(activations.batch)
 
 
-def token_ids(tokens: Any, count: int, *, what: str, vocab: int) -> Int[Tensor, " prompt"]:
+def token_ids(tokens: Any, count: int, *, what: str, vocab: int | None) -> Int[Tensor, " prompt"]:
     """Check one token id per prompt.
 
     Raises:
@@ -71,9 +71,10 @@ def token_ids(tokens: Any, count: int, *, what: str, vocab: int) -> Int[Tensor, 
     ids = torch.as_tensor(tokens, dtype=torch.long).reshape(-1).cpu()
     if len(ids) != count:
         raise DataError(f"{len(ids)} {what} for {count} prompts.", remedy="Give one token id per prompt.")
-    if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= vocab):
+    outside = ids[(ids < 0) | (ids >= (vocab if vocab is not None else torch.iinfo(torch.long).max))]
+    if len(outside):
         raise DataError(
-            f"Token id {int(ids.max())} among the {what} is outside the vocabulary of {vocab}.",
+            f"Token id {int(outside[0])} among the {what} is outside the vocabulary of {vocab}.",
             remedy="Encode the answers with the model's own tokenizer.",
         )
     return ids
