@@ -9,7 +9,7 @@ import contextlib
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Annotated, Any
 
 import typer
@@ -85,7 +85,7 @@ def open_subject(source: str | None, *, device: str | None = None, dtype: str | 
 
 
 @contextlib.contextmanager
-def quiet_stdout() -> Iterator[None]:
+def quiet_stdout() -> Generator[None]:
     """While others' code runs, what it prints goes to stderr, so that stdout holds our answer alone."""
     with contextlib.redirect_stdout(sys.stderr):
         yield

@@ -187,7 +187,7 @@ def _finite(values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def _statistic(statistic: str | Statistic) -> Statistic:
-    if callable(statistic):
+    if not isinstance(statistic, str):
         return statistic
     known: dict[str, Statistic] = {"mean": lambda x: x.mean(axis=-1), "median": lambda x: np.median(x, axis=-1)}
     if statistic not in known:
