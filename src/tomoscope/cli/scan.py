@@ -51,6 +51,8 @@ def scan(
 
     chosen = load_protocol(protocol)
     steps = plan(chosen, only=exam or (), options=parse_options(option or (), exam or ()))
+    if output is not None:
+        Ledger.check(output)
     console = common.err()
     console.print(Text.assemble(("tomoscope ", "bold"), f"opens {model or 'the embedded model'} ..."))
     subject = common.open_subject(model, device=device, dtype=dtype)
