@@ -11,7 +11,8 @@ from tomoscope.data.tasks.facts import TEMPLATES as FACT_TEMPLATES
 from tomoscope.data.tasks.words import ARGUMENTS, FEMALE, MALE, NOUNS
 
 NAMES = frozenset(FEMALE[4::9] + MALE[4::9])
-"""Never in an IOI sentence, a pronoun template or a word list; only in stories (where pronouns tell their gender)."""
+"""Never in an IOI sentence, a pronoun template or a word list; only in stories (where pronouns
+tell their gender) and as first names of the facts' people."""
 IOI_TEMPLATES = frozenset({5, 8})
 """Indices of `tasks.ioi.TEMPLATES` never shown."""
 SUBJECT_NOUNS = frozenset(singular for singular, _ in NOUNS[3::6])

@@ -108,7 +108,7 @@ def test_a_heads_number_is_its_slice_of_the_output_projection(name):
             matrix = projection.weight if type(projection).__name__ == "Conv1D" else projection.weight.T
             for head in range(subject.facts.n_heads):
                 part = slice(head * width, (head + 1) * width)
-                number = float(layout.factor * zs[layer][0][-1, part] @ matrix[part] @ direction)
+                number = float(layout.factor * zs[layer][0][-1, part] @ matrix[part].detach() @ direction)
                 assert abs(number - float(heads.values[layer, head, row])) < 1e-4
 
 

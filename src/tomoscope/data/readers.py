@@ -12,8 +12,9 @@ import gzip
 import json
 import zlib
 from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from tomoscope.errors import DataError
 
@@ -47,7 +48,7 @@ def records(path: Path, field: str = "text") -> Iterator[Record]:
         raise DataError(f"{path} can't be read: {error}.", remedy="Check the file and its permissions.") from error
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> gzip.GzipFile | BufferedReader:
     return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")
 
 

@@ -26,10 +26,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tomoscope.errors import DataError, UnavailableSiteError
-from tomoscope.observe.logit_direction import Branch, find_branch, find_end, probe
+from tomoscope.model.weights import Weights
+from tomoscope.observe.logit_direction import Branch, find_branch, find_end, probe, tolerance
 from tomoscope.observe.samples import At, stream_samples, token_ids
-
-TOLERANCE = 1e-3  # of the stream's norm; a larger gap means that some write was not seen
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ def direct_logit_attribution(
         value = {site: samples.take(activations[site]).double().cpu() for site in sites}
         names, parts = _start_parts(value, starts)
         parts += [value[site] for site in writes]
-        _check_sum(torch.stack(parts).sum(0), value[last], subject.name)
+        _check_sum(torch.stack(parts).sum(0), value[last], subject)
         direction, bias = end.direction(
             value[last], value["norm.final"], right[samples.prompt], _pick(other, samples.prompt)
         )
@@ -208,12 +207,12 @@ def _start_parts(value: dict[str, Tensor], starts: list[str]) -> tuple[list[str]
     return ["embed"], [start]
 
 
-def _check_sum(summed: Tensor, stream: Tensor, name: str) -> None:
+def _check_sum(summed: Tensor, stream: Tensor, subject: Any) -> None:
     gap = float((summed - stream).norm() / stream.norm())
-    if gap > TOLERANCE:
+    if gap > tolerance(subject.dtype):
         raise UnavailableSiteError(
-            f"The writes of {name} do not add up to its last stream (relative gap {gap:.2g}): some write has no site, "
-            "so a logit can't be attributed completely.",
+            f"The writes of {subject.name} do not add up to its last stream (relative gap {gap:.2g}): some write has "
+            "no site, so a logit can't be attributed completely.",
             remedy="`tomoscope sites MODEL` lists what was found.",
         )
 
@@ -272,8 +271,6 @@ def _branches(subject: Any, unit: str) -> tuple[dict[int, Branch], dict[int, str
             continue
         matrix = None
         if unit == "neuron":
-            from tomoscope.model.weights import Weights
-
             matrix = Weights(subject).W_out[layer].double().cpu()
         found[layer] = (names[0], names[1], matrix)
     if found:

@@ -120,9 +120,12 @@ def attention_roles(
         "induction": (queries[:-1], queries[:-1] - length + 1),
     }
     layers = readable_layers(subject, "attn.pattern")
-    options = {"sequences": sequences, "length": length, "start": start}
-    said_twice = repeated_tokens(subject, seed=seed, **options)
-    fresh = repeated_tokens(subject, repeat=False, seed=seed + 1, **options)
+    said_twice, fresh = (
+        repeated_tokens(
+            subject, sequences=sequences, length=length, repeat=repeat, start=start, seed=seed + (not repeat)
+        )
+        for repeat in (True, False)
+    )
     twice, once = (_diagonals(subject, rows, layers, pairs) for rows in (said_twice, fresh))
     allowed = torch.stack([allowed_keys(subject, layer, said_twice.shape[1]) for layer in layers])
     out = {}
@@ -188,19 +191,16 @@ def copying_scores(subject: Any, *, permutations: int = 10, seed: int = 0) -> Co
     """
     weights = Weights(subject)
     W_E, W_U = weights.W_E.double().cpu(), weights.W_U.double().cpu()
-    W_V, W_O = weights.W_V.stack().double().cpu(), weights.W_O.stack().double().cpu()
-
-    def eigenvalues(unembedding: Tensor) -> Tensor:
-        # the nonzero eigenvalues of A B are those of B A, and W_O W_U W_E W_V is only head_dim wide
-        through = unembedding @ W_E
-        return torch.linalg.eigvals(torch.einsum("lhvd,de,lhew->lhvw", W_O, through, W_V))
-
-    def score(values: Tensor) -> Tensor:
-        return (values.sum(-1).real / values.abs().sum(-1).clamp(min=1e-300)).float()
-
     generator = torch.Generator().manual_seed(seed)
     shuffles = [torch.randperm(W_U.shape[1], generator=generator) for _ in range(permutations)]
-    control = [score(eigenvalues(W_U[:, shuffle])) for shuffle in shuffles]
-    own = eigenvalues(W_U)
-    empty = torch.zeros(*own.shape[:2], 0)
-    return CopyingScores(score(own), torch.stack(control, -1) if control else empty, own.to(torch.complex64))
+    # [1 + permutation, d_model, d_model]: from what a head writes, through the vocabulary, to what it reads
+    through = torch.stack([W_U @ W_E, *(W_U[:, shuffle] @ W_E for shuffle in shuffles)])
+    own, scores = [], []
+    for layer in range(subject.facts.n_layers):
+        # the nonzero eigenvalues of A B are those of B A, and W_O W_U W_E W_V is only head_dim wide
+        W_V, W_O = weights.W_V[layer].double().cpu(), weights.W_O[layer].double().cpu()
+        values = torch.linalg.eigvals(torch.einsum("hvd,pde,hew->hpvw", W_O, through, W_V))
+        own.append(values[:, 0].to(torch.complex64))
+        scores.append((values.sum(-1).real / values.abs().sum(-1).clamp(min=1e-300)).float())
+    score = torch.stack(scores)
+    return CopyingScores(score[..., 0], score[..., 1:], torch.stack(own))

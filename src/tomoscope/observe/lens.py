@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -29,10 +29,14 @@ from tomoscope.observe.samples import At, stream_samples, token_ids
 CHUNK_BYTES = 128 << 20
 
 
+@runtime_checkable
 class Translator(Protocol):
     """What `logit_lens(lens=...)` takes: a learned map of some streams to the last layer's basis."""
 
-    sites: tuple[str, ...]
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The streams that it translates."""
+        ...
 
     def translate(self, site: str, stream: Float[Tensor, "sample d_model"]) -> Float[Tensor, "sample d_model"]:
         """One site's stream in the last layer's basis."""
@@ -79,9 +83,7 @@ def row_chunks(rows: int, vocab: int, chunk_bytes: int) -> Iterator[slice]:
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
-def kl_divergence(
-    final: Float[Tensor, "sample vocab"], lens: Float[Tensor, "sample vocab"]
-) -> Float[Tensor, " sample"]:
+def kl_divergence(final: Float[Tensor, "*batch vocab"], lens: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch"]:
     """KL(final || lens) in nats, of two arrays of logarithmic probabilities."""
     return (final.exp() * (final - lens)).sum(-1)
 

@@ -21,9 +21,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tomoscope.errors import UnavailableSiteError
+from tomoscope.model.weights import Weights
 from tomoscope.observe.samples import Samples, samples_of
 
 PROBE_PROMPTS, PROBE_TOKENS = 8, 12
+VOCAB_CHUNK = 8192  # columns of the unembedding taken to float64 at once
 SOFTCAP_NAMES = ("final_logit_softcapping", "output_logit_soft_cap", "final_logits_soft_cap")
 EPSILONS = (0.0, 1e-12, 1e-8, 1e-6, 1e-5, 1e-3)
 
@@ -63,13 +65,15 @@ class End:
 
     Attributes:
         norm: the final norm, or None where the unembedding reads the stream itself.
-        unembedding: [d_model, vocab], times the logit scale.
+        unembedding: [d_model, vocab], the model's own weights.
+        factor: the logit scale.
         bias: [vocab].
         softcap: the cap, or None.
     """
 
     norm: NormMap | None
     unembedding: Float[Tensor, "d_model vocab"]
+    factor: float
     bias: Float[Tensor, " vocab"]
     softcap: float | None
 
@@ -81,13 +85,15 @@ class End:
         wrong: Int[Tensor, " sample"] | None,
     ) -> tuple[Float[Tensor, "sample d_model"], Float[Tensor, " sample"]]:
         """U and the constant of: logit(answer) - logit(wrong) = stream . u + constant, before a soft-cap."""
-        columns = self.unembedding.T
-        other = columns.mean(0) if wrong is None else columns[wrong]
+        other = self.unembedding.double().mean(1).cpu() if wrong is None else self._column(wrong)
         other_bias = self.bias.mean() if wrong is None else self.bias[wrong]
-        read, constant = columns[answer] - other, self.bias[answer] - other_bias
+        read, constant = (self._column(answer) - other) * self.factor, self.bias[answer] - other_bias
         if self.norm is None:
             return read, constant
         return self.norm.pull(read, self.norm.scale(stream, normed)), constant + read @ self.norm.bias
+
+    def _column(self, token: Int[Tensor, " sample"]) -> Float[Tensor, "sample d_model"]:
+        return self.unembedding[:, token.to(self.unembedding.device)].T.double().cpu()
 
     def logit_difference(
         self,
@@ -182,8 +188,6 @@ def find_end(subject: Any) -> End:
     Raises:
         UnavailableSiteError: the final norm or the head is none of the maps known here.
     """
-    from tomoscope.model.weights import Weights
-
     last = f"layer.{subject.facts.n_layers - 1}.resid_post"
     has_norm = subject.sites()["norm.final"].available
     activations, samples = probe(subject, last, *(["norm.final"] if has_norm else []), "logits")
@@ -194,7 +198,8 @@ def find_end(subject: Any) -> End:
         raise UnavailableSiteError(f"The final norm of {subject.name} is neither an RMS norm nor a layer norm.")
     softcap = softcap_of(subject.config)
     logits = uncapped(samples.take(activations["logits"]), softcap)
-    plain = normed @ Weights(subject).W_U.double().cpu()
+    W_U = Weights(subject).W_U
+    plain = torch.cat([normed @ part.double().cpu() for part in W_U.split(VOCAB_CHUNK, dim=1)], dim=1)
     factor, bias, error = _line(plain, logits)
     if error > tolerance(subject.dtype):
         raise UnavailableSiteError(
@@ -202,7 +207,7 @@ def find_end(subject: Any) -> End:
             "so they can't be attributed directly.",
             remedy="Heads with hidden layers of their own (masked language models) have no direct path.",
         )
-    return End(norm, Weights(subject).W_U.double().cpu() * factor, bias, softcap)
+    return End(norm, W_U, factor, bias, softcap)
 
 
 def softcap_of(config: Any) -> float | None:

@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tomoscope.errors import DataError
-from tomoscope.model.weights import Weights
+from tomoscope.model.weights import Layered, Weights
 from tomoscope.observe.heads import readable_layers
 from tomoscope.observe.lens import CHUNK_BYTES, row_chunks
 from tomoscope.observe.samples import token_ids
@@ -103,7 +103,7 @@ def _one_batch(
     subject: Any,
     activations: Any,
     layers: tuple[int, ...],
-    W_O: Tensor,
+    W_O: Layered,
     tokens: Int[Tensor, "3 sample"],
     *,
     top: int,

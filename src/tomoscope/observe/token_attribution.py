@@ -6,8 +6,10 @@ gradient averaged on the straight line from a baseline to the input, times their
 metric(input) - metric(baseline), and how far they are from that (the completeness error) is reported for every prompt.
 
 How it can mislead: a gradient is local: a saturated model has none where the token matters. Integrated gradients depend
-on the baseline (a zero embedding is no token; compare several) and pass through inputs that no text gives. All three
-hold the attention's other inputs in the path, so values are not shares of importance; negative is possible.
+on the baseline (compare several) and pass through inputs that no text gives. A zero embedding is no token, and where an
+RMS norm reads the embedding alone (Llama and kin) the model's answer does not change along the path until it jumps at
+its very end, so no number of steps makes it complete: the completeness error then says so. All three hold the
+attention's other inputs in the path, so values are not shares of importance; negative is possible.
 
 Steps: read the embeddings, place the rows of the path for one prompt in batches (Gauss-Legendre points), move the
 embedding by an edit, take gradients at the embedding in one backward per batch, sum.
@@ -25,9 +27,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tomoscope.errors import DataError, UnavailableSiteError
-from tomoscope.model import add
+from tomoscope.model import add, replace, zero
 from tomoscope.model.weights import Weights
-from tomoscope.observe.samples import token_ids
+from tomoscope.observe.samples import samples_of, token_ids
 
 BASELINES = ("zero", "pad", "mean")
 
@@ -58,19 +60,31 @@ class TokenAttribution:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """The metric: logit(answer) at a position, minus logit(wrong) if there is one."""
+class LogitMetric:
+    """The metric: logit(answer) at a position, minus logit(wrong) if there are any.
 
-    answer: int
-    wrong: int | None
+    Attributes:
+        answers: [prompt], token ids.
+        wrong: [prompt], token ids, or None.
+        at: the position whose logits are read.
+    """
+
+    answers: Int[Tensor, " prompt"]
+    wrong: Int[Tensor, " prompt"] | None
     at: int | str
 
     def __call__(self, logits: Float[Tensor, "row position vocab"], batch: Any) -> Float[Tensor, " row"]:
         """[row], in logits."""
         columns, _ = batch.columns(self.at)
-        here = logits[torch.arange(len(logits), device=logits.device), columns[:, 0].to(logits.device)]
-        own = here[:, self.answer]
-        return own if self.wrong is None else own - here[:, self.wrong]
+        here = logits[torch.arange(len(logits)), columns[:, 0]]
+        rows = torch.as_tensor(batch.indices).cpu()
+        own = here.gather(1, self.answers[rows, None].to(here.device))[:, 0]
+        return own if self.wrong is None else own - here.gather(1, self.wrong[rows, None].to(here.device))[:, 0]
+
+    def only(self, prompt: int, rows: int) -> LogitMetric:
+        """The metric of one prompt for a batch that holds it several times."""
+        wrong = None if self.wrong is None else self.wrong[prompt].expand(rows)
+        return LogitMetric(self.answers[prompt].expand(rows), wrong, self.at)
 
 
 def gradient(
@@ -109,14 +123,15 @@ def gradient_x_input(
 
 
 def _local(subject: Any, prompts: Any, answers: Any, wrong: Any, at: int | str, method: str) -> TokenAttribution:
-    rows, metrics, tokens = [], [], []
-    for prompt, answer in _with_metrics(subject, prompts, answers, wrong, at):
-        out = subject.gradients([prompt], answer, ["embed"])
-        slope, value = out.gradients["embed"][0].float().cpu(), out.values["embed"][0].float().cpu()
-        rows.append(slope.norm(dim=-1) if method == "gradient" else (slope * value).sum(-1))
-        metrics.append(float(out.metric[0]))
-        tokens.append(_ids(out.values))
-    return _padded(method, rows, tokens, metrics)
+    prompts, metric = _with_metric(subject, prompts, answers, wrong, at)
+    out = subject.gradients(prompts, metric, ["embed"])
+    slope, value = out.gradients["embed"].float().cpu(), out.values["embed"].float().cpu()
+    numbers = slope.norm(dim=-1) if method == "gradient" else (slope * value).sum(-1)
+    batch, samples = out.values.batch, samples_of(out.values.batch, None)
+    rows = [samples.take(numbers)[samples.prompt == row] for row in range(len(batch))]
+    ids = samples.take(batch.input_ids.cpu())
+    tokens = [ids[samples.prompt == row] for row in range(len(batch))]
+    return _padded(method, rows, tokens, out.metric.float().cpu())
 
 
 def integrated_gradients(
@@ -126,7 +141,7 @@ def integrated_gradients(
     wrong: Sequence[int] | Int[Tensor, " batch"] | None = None,
     *,
     at: int | str = "last",
-    baseline: str = "zero",
+    baseline: str = "mean",
     steps: int = 50,
     rows: int = 64,
 ) -> TokenAttribution:
@@ -154,49 +169,44 @@ def integrated_gradients(
     points, weights = np.polynomial.legendre.leggauss(steps)
     alphas = torch.tensor((1 + points) / 2, dtype=torch.float32)
     shares = torch.tensor(weights / 2, dtype=torch.float32)
-    values, metrics, starts, tokens = [], [], [], []
-    for prompt, answer in _with_metrics(subject, prompts, answers, wrong, at):
+    prompts, metric = _with_metric(subject, prompts, answers, wrong, at)
+    values, ends, tokens = [], [], []
+    for index, prompt in enumerate(prompts):
         read = subject.read([prompt], "embed")
-        value = read["embed"][0].float().cpu()
-        gap = value - _baseline(subject, baseline, _ids(read), value)
-        total = torch.zeros_like(value)
+        ids, value = read.batch.input_ids[0].cpu(), read["embed"][0].float().cpu()
+        origin = _baseline(subject, baseline, ids, value)
+        gap, total = value - origin, torch.zeros_like(value)
         for low in range(0, steps, rows):
-            # moving by (alpha - 1) gap puts the embedding at baseline + alpha gap; adding leaves the gradient the same
-            moves = (alphas[low : low + rows, None, None] - 1) * gap
-            out = subject.gradients([prompt] * len(moves), answer, ["embed"], edits=[add("embed", moves)])
+            path = origin + alphas[low : low + rows, None, None] * gap
+            # written as 0 x embedding + path, which is exact and leaves the embedding in the graph
+            moved = [zero("embed"), add("embed", path)]
+            out = subject.gradients([prompt] * len(path), metric.only(index, len(path)), ["embed"], edits=moved)
             total += torch.einsum("r,rpd->pd", shares[low : low + rows], out.gradients["embed"].float().cpu())
-        ends = subject.run([prompt] * 2, edits=[add("embed", torch.stack([torch.zeros_like(gap), -gap]))])
-        metric, start = answer(ends.logits, ends.batch).float().tolist()
+        run = subject.run([prompt] * 2, edits=[replace("embed", torch.stack([value, origin]))])
+        ends.append(metric.only(index, 2)(run.logits, run.batch).float().cpu())
         values.append((total * gap).sum(-1))
-        metrics.append(metric)
-        starts.append(start)
-        tokens.append(_ids(read))
-    errors = [abs(float(v.sum()) - (end - start)) for v, end, start in zip(values, metrics, starts, strict=True)]
+        tokens.append(ids)
+    end, start = torch.stack(ends).unbind(1)
+    sums = torch.stack([value.sum() for value in values])
     return _padded(
         "integrated_gradients",
         values,
         tokens,
-        metrics,
+        end,
         baseline=baseline,
-        baseline_metric=torch.tensor(starts),
-        completeness_error=torch.tensor(errors),
+        baseline_metric=start,
+        completeness_error=(sums - (end - start)).abs(),
     )
 
 
-def _with_metrics(subject: Any, prompts: Any, answers: Any, wrong: Any, at: int | str) -> list[tuple[Any, Answer]]:
+def _with_metric(subject: Any, prompts: Any, answers: Any, wrong: Any, at: int | str) -> tuple[list[Any], LogitMetric]:
     prompts = list(prompts)
     if not prompts:
         raise DataError("Token attribution was given no prompts.", remedy="Give at least one.")
     vocab = subject.facts.d_vocab
-    right = token_ids(answers, len(prompts), what="answers", vocab=vocab).tolist()
-    other = [None] * len(prompts)
-    if wrong is not None:
-        other = token_ids(wrong, len(prompts), what="wrong answers", vocab=vocab).tolist()
-    return [(prompt, Answer(a, w, at)) for prompt, a, w in zip(prompts, right, other, strict=True)]
-
-
-def _ids(activations: Any) -> Int[Tensor, " position"]:
-    return activations.batch.input_ids[0].cpu()
+    right = token_ids(answers, len(prompts), what="answers", vocab=vocab)
+    other = None if wrong is None else token_ids(wrong, len(prompts), what="wrong answers", vocab=vocab)
+    return prompts, LogitMetric(right, other, at)
 
 
 def _baseline(subject: Any, name: str, ids: Tensor, value: Float[Tensor, "position d_model"]) -> Tensor:
@@ -228,7 +238,7 @@ def _pad_token(subject: Any) -> int:
 
 
 def _padded(
-    method: str, rows: list[Tensor], tokens: list[Tensor], metrics: list[float], **rest: Any
+    method: str, rows: list[Tensor], tokens: list[Tensor], metric: Float[Tensor, " batch"], **rest: Any
 ) -> TokenAttribution:
     """Rows of unequal length as one array, prompts starting in column 0."""
     width = max(len(row) for row in rows)
@@ -236,4 +246,4 @@ def _padded(
     for index, (row, token) in enumerate(zip(rows, tokens, strict=True)):
         values[index, : len(row)] = row
         ids[index, : len(token)] = token
-    return TokenAttribution(method, values, ids >= 0, ids, torch.tensor(metrics), **rest)
+    return TokenAttribution(method, values, ids >= 0, ids, metric, **rest)

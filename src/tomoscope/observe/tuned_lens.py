@@ -23,7 +23,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -151,9 +151,8 @@ class TunedLens:
                     f"The tuned lens in {folder} was altered or is of another version.", remedy="Train it again."
                 )
             tensors = load_file(folder / "lens.safetensors")
-            training = LensTraining(
-                **{k: tuple(v) if isinstance(v, list) else v for k, v in record["training"].items()}
-            )
+            made: Any = record["training"]
+            training = LensTraining(**(made | {"kl": tuple(made["kl"]), "plain_kl": tuple(made["plain_kl"])}))
             lens = cls(tuple(record["sites"]), tensors["weight"], tensors["bias"], record["model"], training)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise DataError(
@@ -278,9 +277,10 @@ def _measured(subject: Any, lens: TunedLens, held_out: list[Any], chunk_bytes: i
     """The lens with its KL on held-out prompts, beside the plain lens's."""
     tuned = logit_lens(subject, held_out, at=None, lens=lens, chunk_bytes=chunk_bytes)
     plain = logit_lens(subject, held_out, at=None, chunk_bytes=chunk_bytes)
-    record = asdict(lens.training) | {
-        "held_out_tokens": len(tuned.prompt),
-        "kl": tuple(tuned.kl[:-1].mean(1).tolist()),
-        "plain_kl": tuple(plain.kl[:-1].mean(1).tolist()),
-    }
-    return TunedLens(lens.sites, lens.weight, lens.bias, lens.model, LensTraining(**record))
+    training = replace(
+        lens.training,
+        held_out_tokens=len(tuned.prompt),
+        kl=tuple(tuned.kl[:-1].mean(1).tolist()),
+        plain_kl=tuple(plain.kl[:-1].mean(1).tolist()),
+    )
+    return replace(lens, training=training)

@@ -77,14 +77,19 @@ def make(
     relation has fewer than two subjects with single-token answers.
     """
     choose_corruption(corruption, CORRUPTIONS, task="facts")
-    known = {relation: _known(tokenizer, relation) for relation in relations}
+    wordings = {relation: tuple(templates or TEMPLATES[relation]) for relation in relations if relation in TEMPLATES}
+    known = {
+        (relation, template): _known(tokenizer, relation, template)
+        for relation in relations
+        for template in wordings.get(relation, ("{subject}",))
+    }
 
     def draw(random: Random) -> Pair:
         relation = random.choice(list(relations))
-        rows = known[relation]
+        template = random.choice(wordings[relation])
+        rows = known[relation, template]
         subject, answer, length = random.choice(rows)
         twin, foil, _ = random.choice([row for row in rows if row[2] == length and row[1] != answer])
-        template = random.choice(list(templates or TEMPLATES[relation]))
         return Pair(
             clean=_prompt(template, subject),
             corrupted=_prompt(template, twin),
@@ -96,18 +101,19 @@ def make(
     return collect(tokenizer, n, draw, task="facts", seed=seed, corruption=corruption)
 
 
-def _known(tokenizer: Any, relation: str) -> list[tuple[str, str, int]]:
-    """(subject, answer, subject's tokens), of subjects that have a twin of as many tokens with another answer."""
+def _known(tokenizer: Any, relation: str, template: str) -> list[tuple[str, str, int]]:
+    """(subject, answer, tokens of the prompt), of subjects that have a twin of as many tokens with another answer.
+
+    Lengths are of the whole prompt: a name is often one token after a space and several at the start of a text.
+    """
     if relation not in FACTS:
         raise DataError(
             f"The task 'facts' has no relation {relation!r}.",
             remedy=f"{nearest(relation, FACTS)} It has {', '.join(FACTS)}.".strip(),
         )
     single = single_tokens(tokenizer, [answer for _, answer in FACTS[relation]])
-    prefix = "So the"
-    before = len(tokenizer(prefix, add_special_tokens=False)["input_ids"])
     rows = [
-        (subject, answer, len(tokenizer(f"{prefix} {subject}", add_special_tokens=False)["input_ids"]) - before)
+        (subject, answer, len(tokenizer(template.format(subject=subject))["input_ids"]))
         for subject, answer in FACTS[relation]
         if answer in single
     ]

@@ -86,7 +86,7 @@ def collect(
             missed += 1
             if missed > tries * n + 1_000:
                 raise DataError(
-                    f"With this tokenizer the task {task!r} makes only {len(pairs)} different prompts of {n} asked for.",
+                    f"With this tokenizer the task {task!r} makes {len(pairs)} different prompts of {n} asked for.",
                     remedy=f"Ask for at most {len(pairs)}, or give more words or templates.",
                 )
             continue
