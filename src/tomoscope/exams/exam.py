@@ -156,7 +156,7 @@ class Context:
         """A fresh generator for one purpose; asked twice, it starts again."""
         return np.random.default_rng(self.seed_for(purpose))
 
-    def halves(self, items: int | Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
+    def halves(self, items: int | Sequence[Hashable] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Two disjoint halves of the items (a number, or a key each): choose on the first, measure on the second."""
         return split_half(items, seed=self.seed_for("halves"))
 
