@@ -64,7 +64,7 @@ def told(command: Callable[..., Any]) -> Callable[..., Any]:
             message = Text.assemble(("Error: ", "bold red"), plain(error.what))
             if error.remedy:
                 message.append(f"\n{plain(error.remedy)}", style="dim")
-            err().print(message)
+            err().print(message, soft_wrap=True)
             if options.get("as_json"):
                 print_json({"error": {"kind": type(error).__name__, "what": error.what, "remedy": error.remedy}})
             raise typer.Exit(2) from error
