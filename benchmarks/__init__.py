@@ -1,0 +1,1 @@
+"""Headline figures, one file each: `python -m benchmarks [name ...]`. Ratios within one run, on an idle machine."""
