@@ -165,7 +165,7 @@ DIRECT = Exam(
     run=run_direct,
     rule={"direct": Rule(direction="greater", minimum=0.1)},
     options=AttributionOptions,
-    presets={"quick": {"n": 32}, "deep": {"n": 256}},
+    presets={"quick": {"n": 48}, "deep": {"n": 256}},
     applies=speaks_text,
     method=(
         "The logit difference is a sum over what every part adds to the stream, read through the final norm with its scale "
@@ -181,7 +181,7 @@ TOKEN_ATTRIBUTION = Exam(
     run=run_tokens,
     rule={"tokens": Rule(direction="greater", minimum=0.02)},
     options=TokenOptions,
-    presets={"quick": {"n": 24, "steps": 16}, "deep": {"n": 128, "steps": 100}},
+    presets={"quick": {"n": 32, "steps": 16}, "deep": {"n": 128, "steps": 100}},
     applies=speaks_text,
     method=(
         "Integrated gradients (Sundararajan et al. 2017) of the logit difference from the mean embedding; the magnitude on "

@@ -155,7 +155,9 @@ def speaks(subject: Any) -> str:
 
 def speaks_text(subject: Any) -> str:
     """Why an exam that needs text does not apply."""
-    return speaks(subject) or ("the model was opened without a tokenizer" if subject.tokenizer is None else "")
+    return speaks(subject) or (
+        "the model was opened without a tokenizer" if getattr(subject, "tokenizer", None) is None else ""
+    )
 
 
 def words(subject: Any, ids: Sequence[int]) -> list[str]:
