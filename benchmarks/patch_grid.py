@@ -9,8 +9,8 @@ import argparse
 import time
 
 import torch
-from benchmarks.common import gpt2_small, matmul_rate, tell
 
+from benchmarks.common import gpt2_small, matmul_rate, tell
 from tomoscope.circuits import LogitDifference, Pairs, activation_patching
 from tomoscope.model import replace
 

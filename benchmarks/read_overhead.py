@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 import torch
-from benchmarks.common import gpt2_small, interleaved, ratio, tell
 
+from benchmarks.common import gpt2_small, interleaved, ratio, tell
 from tomoscope.model import build_subject, zero
 
 

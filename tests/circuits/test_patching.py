@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tests.zoo import ZOO
 
+from tests.zoo import ZOO
 from tomoscope.circuits import (
     KL,
     Engine,
@@ -21,8 +21,8 @@ from tomoscope.circuits import (
     attribution_patching,
     causal_trace,
 )
-from tomoscope.errors import AlignmentError, SiteError, UnavailableSiteError
 from tomoscope.data import Prompt
+from tomoscope.errors import AlignmentError, SiteError, UnavailableSiteError
 from tomoscope.model import Encoded, Subject, add, build_subject, open_model, replace
 
 MODELS = [name for name, entry in ZOO.items() if entry.kind in ("decoder", "encoder")]
@@ -94,7 +94,9 @@ def test_kl_and_logit_difference_are_their_formulas() -> None:
     logits = torch.randn(2, 10, generator=torch.Generator().manual_seed(1))
     reference = torch.randn(2, 10, generator=torch.Generator().manual_seed(2))
     rows = torch.arange(2)
-    expected = torch.nn.functional.kl_div(logits.log_softmax(-1), reference.log_softmax(-1), log_target=True, reduction="none")
+    expected = torch.nn.functional.kl_div(
+        logits.log_softmax(-1), reference.log_softmax(-1), log_target=True, reduction="none"
+    )
     torch.testing.assert_close(KL(reference)(logits, rows), expected.sum(-1))
     metric = LogitDifference([[1, 2], [3, -1]], [[4, -1], [5, 6]])
     full = metric(logits, rows)

@@ -180,12 +180,15 @@ def test_a_protocol_that_is_wrong_names_its_file(exams, tmp_path, text, words):
     assert "wrong.toml" in said
 
 
-def test_an_output_that_cannot_be_written(exams, protocol, tmp_path):
+def test_an_output_that_cannot_be_written(exams, protocol, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("x")
+    opened = []
+    monkeypatch.setattr(common, "open_subject", lambda source, **options: opened.append(source) or Subject())
     for place in (tmp_path / "file", tmp_path / "file/below", "/proc/tomoscope"):
         result = run("scan", "-p", protocol, "-o", place)
         assert result.exit_code == 2
         assert "--out" in result.stderr
+    assert len(opened) <= 1, "a place that cannot hold a run is refused before the model is opened"
 
 
 def test_errors_under_json_are_json_too(exams, protocol, tmp_path):

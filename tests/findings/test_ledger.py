@@ -129,6 +129,22 @@ def test_places_that_cannot_hold_a_run(tmp_path):
         Ledger.open(tmp_path / "full")
 
 
+def test_a_place_is_checked_without_writing(tmp_path, monkeypatch):
+    Ledger.check(tmp_path / "new" / "run")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("x")
+    for place in (tmp_path / "file", tmp_path / "file/below"):
+        with pytest.raises(LedgerError, match="a file stands there"):
+            Ledger.check(place)
+    monkeypatch.setattr(ledger_module.os, "access", lambda *arguments: False)
+    with pytest.raises(LedgerError, match="No permission"):
+        Ledger.check(tmp_path / "new")
+    monkeypatch.undo()
+    monkeypatch.setattr(ledger_module, "FREE_BYTES", 1 << 62)
+    with pytest.raises(LedgerError, match="MB are free"):
+        Ledger.check(tmp_path)
+
+
 def test_a_folder_without_permission(tmp_path, monkeypatch):
     def refuse(*arguments, **options):
         raise PermissionError(errno.EACCES, "Permission denied")

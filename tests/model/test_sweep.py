@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from tests.sweep import SweepEntry, sweep
 
+from tests.sweep import SweepEntry, sweep
 from tomoscope.errors import TomoscopeError
 from tomoscope.model import build_subject
 from tomoscope.model.probe import unwrap

@@ -9,8 +9,7 @@ from tests.dummies import DummySubject, make_exam
 from tomoscope.errors import LedgerError, ProtocolError
 from tomoscope.exams.registry import Registry
 from tomoscope.findings import Ledger
-from tomoscope.scan import parse_protocol, plan, run_scan
-from tomoscope.scan.runner import Silent
+from tomoscope.scan import Observer, parse_protocol, plan, run_scan
 
 
 def registry(*exams):
@@ -123,7 +122,7 @@ def test_interrupt_keeps_what_is_done_and_resumes(tmp_path):
     assert kept.manifest.status == "interrupted"
     assert [finding.id for finding in kept.findings()] == ["dummy.a/strongest"]
 
-    class Heard(Silent):
+    class Heard(Observer):
         started: tuple = ()
 
         def exam_started(self, step):

@@ -64,15 +64,26 @@ class Engine:
     @torch.no_grad()
     def _base(self) -> None:
         subject, blocks = self.subject, self.subject.structure.blocks
-        parts = ["resid_pre", *(p for p in ("attn.z", "attn.out", "mlp.out", "resid_mid") if all(p in b.taps for b in blocks))]
-        sites = [Site(part, layer) for part in parts for layer in range(self.n_layers)] + [Site("resid_post", self.n_layers - 1)]
+        parts = [
+            "resid_pre",
+            *(p for p in ("attn.z", "attn.out", "mlp.out", "resid_mid") if all(p in b.taps for b in blocks)),
+        ]
+        sites = [Site(part, layer) for part in parts for layer in range(self.n_layers)] + [
+            Site("resid_post", self.n_layers - 1)
+        ]
         self.normed = "norm.final" in subject.structure.taps
         sites += [Site("norm.final")] if self.normed else []
         arguments = subject.forward_arguments(self.batch)
         cache = DynamicCache() if self.mode == "sliced" and "past_key_values" in subject.accepts else None
         if cache is not None:
             arguments |= {"past_key_values": cache, "use_cache": True}
-        session = Session(subject.model, subject.structure, reads=sites, edits=subject.bind(self.edits, self.batch), batch_size=len(self.batch))
+        session = Session(
+            subject.model,
+            subject.structure,
+            reads=sites,
+            edits=subject.bind(self.edits, self.batch),
+            batch_size=len(self.batch),
+        )
         with session:
             logits = unwrap(subject.model(**arguments))[0]
         assert logits is not None
@@ -135,7 +146,9 @@ class Engine:
         if stream is None:
             stream = self.streams[layer][rows_on, column:]
         reads = [Site("norm.final")] if self._head is not None else []
-        session = Session(self.subject.model, self.subject.structure, reads=reads, edits=edits, batch_size=len(rows), stop=bool(reads))
+        session = Session(
+            self.subject.model, self.subject.structure, reads=reads, edits=edits, batch_size=len(rows), stop=bool(reads)
+        )
         session.past = column
         output = None
         with self._from(layer, stream), session:
@@ -229,7 +242,9 @@ class Engine:
             arguments["attention_mask"] = torch.ones_like(arguments["input_ids"])
         if "use_cache" in self.subject.accepts:
             arguments["use_cache"] = False
-        session = Session(self.subject.model, self.subject.structure, reads=[read], edits=edits, batch_size=len(rows), stop=True)
+        session = Session(
+            self.subject.model, self.subject.structure, reads=[read], edits=edits, batch_size=len(rows), stop=True
+        )
         with self._from(layer, stream), session:
             self.subject.model(**arguments)
         return session.values[read][:, 0]
@@ -267,7 +282,10 @@ class Engine:
         out = torch.empty(pairs * places * heads, dtype=self.precision)
         # nothing after the last block mixes positions, so there only a change at the last token can matter
         same = (column != self.last[pair]) if start >= self.n_layers else torch.zeros_like(column, dtype=torch.bool)
-        base = metric(self.logits if metric.tokens is None else self.logits[:, metric.tokens.to(self.logits.device)], torch.arange(pairs)).cpu()
+        base = metric(
+            self.logits if metric.tokens is None else self.logits[:, metric.tokens.to(self.logits.device)],
+            torch.arange(pairs),
+        ).cpu()
         out[same] = base[pair[same]].to(out.dtype)
         for one in column[~same].unique().tolist():
             rows = torch.nonzero((column == one) & ~same)[:, 0]
@@ -327,7 +345,9 @@ class Engine:
 
     # ---- does the fast way give what a plain run gives?
 
-    def check(self, part: str, columns: Tensor, new: Tensor, metric: Metric, *, layer: int, seed: int = 0, count: int = 3) -> bool:
+    def check(
+        self, part: str, columns: Tensor, new: Tensor, metric: Metric, *, layer: int, seed: int = 0, count: int = 3
+    ) -> bool:
         """Compare sampled patches of a layer with plain runs; where they differ, fall back to the next mode.
 
         Returns:

@@ -154,7 +154,9 @@ def answer_log_probabilities(
     """
     heads = subject.tokens(prompts).prompts
     if len(heads) != len(answers) or any(not len(answer) for answer in answers):
-        raise DataError(f"There are {len(heads)} prompts and {len(answers)} answers; each needs one of a token or more.")
+        raise DataError(
+            f"There are {len(heads)} prompts and {len(answers)} answers; each needs one of a token or more."
+        )
     joined = [Encoded((*p.ids, *map(int, a)), p.spans) for p, a in zip(heads, answers, strict=True)]
     run = subject.run(joined, edits=edits)
     scores = wide(run.logits).log_softmax(-1)

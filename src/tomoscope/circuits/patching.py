@@ -236,4 +236,14 @@ def attribution_patching(
         values[layer] = (score if part == "attn.z" else score[..., None]).permute(1, 2, 0) + out.metric
     ends = [_metric_of(subject, batch, metric) for batch in (made.clean, made.corrupted)]
     shaped = values if part == "attn.z" else values[:, :, 0]
-    return PatchGrid(shaped, ends[0], ends[1], part, denoising, names, metric.name, "linear", tuple(f"layer.{i}.{part}" for i in layers))
+    return PatchGrid(
+        shaped,
+        ends[0],
+        ends[1],
+        part,
+        denoising,
+        names,
+        metric.name,
+        "linear",
+        tuple(f"layer.{i}.{part}" for i in layers),
+    )

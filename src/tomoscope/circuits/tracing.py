@@ -129,7 +129,9 @@ def _restored(
 ) -> Tensor:
     """[token, layer, draw]: each state or window of the clean run put back alone, the layers of a token as one batch."""
     n_layers, draws, length = subject.facts.n_layers, len(engine.batch), one.lengths[0]
-    clean = subject.read(one, f"layer.*.{part}", keep_device=True).stack(f"layer.*.{part}")[:, 0]  # [layer, token, width]
+    clean = subject.read(one, f"layer.*.{part}", keep_device=True).stack(f"layer.*.{part}")[
+        :, 0
+    ]  # [layer, token, width]
     out = torch.empty(length, n_layers, draws, dtype=engine.precision)
     if window == 1 and engine.mode == "sliced":
         columns = torch.arange(length).expand(draws, -1)
@@ -143,7 +145,9 @@ def _restored(
     for token in range(length):
         for start in range(0, n_layers, step):
             centres = range(start, min(start + step, n_layers))
-            out[token, start : start + len(centres)] = _window_batch(engine, clean, part, token, centres, window, metric)
+            out[token, start : start + len(centres)] = _window_batch(
+                engine, clean, part, token, centres, window, metric
+            )
         if progress is not None:
             progress(token + 1, length)
     return out

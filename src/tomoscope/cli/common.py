@@ -9,7 +9,7 @@ import contextlib
 import functools
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Annotated, Any
 
 import typer
@@ -64,7 +64,7 @@ def told(command: Callable[..., Any]) -> Callable[..., Any]:
             message = Text.assemble(("Error: ", "bold red"), plain(error.what))
             if error.remedy:
                 message.append(f"\n{plain(error.remedy)}", style="dim")
-            err().print(message)
+            err().print(message, soft_wrap=True)
             if options.get("as_json"):
                 print_json({"error": {"kind": type(error).__name__, "what": error.what, "remedy": error.remedy}})
             raise typer.Exit(2) from error
@@ -85,7 +85,7 @@ def open_subject(source: str | None, *, device: str | None = None, dtype: str | 
 
 
 @contextlib.contextmanager
-def quiet_stdout() -> Iterator[None]:
+def quiet_stdout() -> Generator[None]:
     """While others' code runs, what it prints goes to stderr, so that stdout holds our answer alone."""
     with contextlib.redirect_stdout(sys.stderr):
         yield

@@ -51,6 +51,8 @@ def scan(
 
     chosen = load_protocol(protocol)
     steps = plan(chosen, only=exam or (), options=parse_options(option or (), exam or ()))
+    if output is not None:
+        Ledger.check(output)
     console = common.err()
     console.print(Text.assemble(("tomoscope ", "bold"), f"opens {model or 'the embedded model'} ..."))
     subject = common.open_subject(model, device=device, dtype=dtype)
@@ -66,8 +68,10 @@ def scan(
             )  # fmt: skip
     except KeyboardInterrupt:
         report = write_report(Ledger.open(folder))
-        console.print(Text(f"Interrupted. What is done is kept, and shown in {report}.", style="yellow"))
-        console.print(Text(f"To go on: {_resume(folder)}"))
+        console.print(
+            Text(f"Interrupted. What is done is kept, and shown in {report}.", style="yellow"), soft_wrap=True
+        )
+        console.print(Text(f"To go on: {_resume(folder)}"), soft_wrap=True)
         raise typer.Exit(130) from None
     report = write_report(ledger)
     if as_json:
@@ -154,5 +158,5 @@ def _summary(ledger: Ledger, report: Path) -> None:
     console = common.out()
     console.print()
     print_findings(console, ledger.findings())
-    console.print(Text.assemble("\nThe record: ", (str(ledger.folder), "bold")))
-    console.print(Text.assemble("The report: ", (str(report), "bold")))
+    console.print(Text.assemble("\nThe record: ", (str(ledger.folder), "bold")), soft_wrap=True)
+    console.print(Text.assemble("The report: ", (str(report), "bold")), soft_wrap=True)

@@ -92,7 +92,7 @@ def print_finding(console: Console, finding: Finding) -> None:
     ]
     for name, value in rows:
         if value:
-            console.print(Text.assemble((f"{common.plain(name):>14}  ", "dim"), common.plain(value)))
+            console.print(Text.assemble((f"{common.plain(name):>14}  ", "dim"), common.plain(value)), soft_wrap=True)
 
 
 def _print_header(console: Console, ledger: Ledger) -> None:

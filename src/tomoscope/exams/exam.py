@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -156,7 +156,7 @@ class Context:
         """A fresh generator for one purpose; asked twice, it starts again."""
         return np.random.default_rng(self.seed_for(purpose))
 
-    def halves(self, items: int | Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
+    def halves(self, items: int | Sequence[Hashable] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Two disjoint halves of the items (a number, or a key each): choose on the first, measure on the second."""
         return split_half(items, seed=self.seed_for("halves"))
 
@@ -168,8 +168,8 @@ class Context:
 
     def track(self, items: Iterable[Item], what: str = "", *, total: int | None = None) -> Iterator[Item]:
         """Iterate and report progress; `total` defaults to the length of the items."""
-        if total is None and hasattr(items, "__len__"):
-            total = len(items)  # type: ignore[arg-type]
+        if total is None and isinstance(items, Sized):
+            total = len(items)
         self.report(0, total, what)
         for done, item in enumerate(items, start=1):
             yield item

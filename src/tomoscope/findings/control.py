@@ -17,7 +17,11 @@ from tomoscope.errors import DataError
 
 
 def shuffled_labels(
-    labels: Sequence[Hashable] | np.ndarray, *, n: int = 1, seed: int, groups: Sequence[Hashable] | None = None
+    labels: Sequence[Hashable] | np.ndarray,
+    *,
+    n: int = 1,
+    seed: int,
+    groups: Sequence[Hashable] | np.ndarray | None = None,
 ) -> np.ndarray:
     """The labels in `n` random orders, [n, item]; with `groups`, shuffled inside each group only."""
     array = np.asarray(labels)
@@ -60,9 +64,9 @@ def random_subsets(
     *,
     n: int,
     seed: int,
-    exclude: Sequence[int] = (),
-    strata: Sequence[Hashable] | None = None,
-    like: Sequence[int] = (),
+    exclude: Sequence[int] | np.ndarray = (),
+    strata: Sequence[Hashable] | np.ndarray | None = None,
+    like: Sequence[int] | np.ndarray = (),
 ) -> Int[np.ndarray, "n size"]:
     """`n` random subsets of `size` indices of the population, without replacement inside a subset.
 
@@ -82,7 +86,7 @@ def random_subsets(
     parts = []
     for key in dict.fromkeys(strata[index] for index in like):
         members = np.array([index for index in allowed if strata[index] == key], dtype=int)
-        parts.append(_draw(members, sum(strata[index] == key for index in like), n, generator))
+        parts.append(_draw(members, sum(bool(strata[index] == key) for index in like), n, generator))
     return np.concatenate(parts, axis=1) if parts else np.empty((n, 0), dtype=int)
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Shaped
 
 from tomoscope.errors import DataError
 
@@ -38,7 +38,7 @@ class Figure:
 
 
 def heatmap(
-    values: Float[np.ndarray, "row column"],
+    values: Shaped[np.ndarray, "row column"],
     *,
     title: str,
     caption: str = "",
@@ -49,7 +49,7 @@ def heatmap(
     value_axis: str = "",
     scale: Literal["sequential", "diverging"] = "diverging",
     center: float = 0.0,
-    marks: Sequence[tuple[int, int]] = (),
+    marks: Sequence[tuple[SupportsIndex, SupportsIndex]] = (),
 ) -> Figure:
     """A matrix of numbers; cells that are NaN are drawn as "not measured". `marks` outlines the claim's cells."""
     array = _array(values, 2, "a heatmap's values")
@@ -102,7 +102,7 @@ def bars(
     value_axis: str = "",
     label_axis: str = "",
     references: Mapping[str, float] | None = None,
-    marks: Sequence[int] = (),
+    marks: Sequence[SupportsIndex] = (),
 ) -> Figure:
     """One bar per label, with whiskers from `low` to `high`; `references` are drawn as lines (chance, a control)."""
     arrays = {"values": _array(values, 1, "a bar chart's values")}
@@ -117,7 +117,7 @@ def bars(
 
 
 def attention(
-    pattern: Float[np.ndarray, "head query key"],
+    pattern: Shaped[np.ndarray, "head query key"],
     *,
     tokens: Sequence[str],
     title: str,

@@ -10,7 +10,7 @@ A record can mislead when an estimate was measured on the data that the site was
 from __future__ import annotations
 
 import math
-from typing import Literal, Self
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -39,7 +39,7 @@ class Estimate(Record):
     """Why there is no number."""
 
     @model_validator(mode="after")
-    def _whole(self) -> Self:
+    def _whole(self) -> Estimate:
         if (self.value is None) != bool(self.missing):
             raise ValueError("an estimate has either a value or the reason why it is missing, never both or neither")
         if (self.low is None) != (self.high is None):

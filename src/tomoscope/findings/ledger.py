@@ -14,6 +14,7 @@ the kernel frees).
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -21,7 +22,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
@@ -72,14 +73,23 @@ class Ledger:
             raise
         return ledger
 
+    @staticmethod
+    def check(folder: str | Path) -> None:
+        """Whether a run could be written here, before a model is opened for it; writes nothing.
+
+        Raises LedgerError for a file in its place, no permission, and too little space.
+        """
+        path = Path(folder).absolute()
+        existing = next(parent for parent in (path, *path.parents) if parent.exists())
+        if not existing.is_dir():
+            raise ledger_error(path, NotADirectoryError(errno.ENOTDIR, "Not a directory"))
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise ledger_error(path, PermissionError(errno.EACCES, "Permission denied"))
+        _enough_space(existing)
+
     @classmethod
     def _prepare(cls, path: Path, manifest: Manifest, lock: int, force: bool) -> Ledger:
-        free = shutil.disk_usage(path).free
-        if free < FREE_BYTES:
-            raise LedgerError(
-                f"Only {free / 1e6:.0f} MB are free at {path}; a run needs at least {FREE_BYTES / 1e6:.0f} MB.",
-                remedy="Free some space, or give a folder on another disk with --out.",
-            )
+        _enough_space(path)
         others = sorted(entry.name for entry in path.iterdir() if entry.name != ".lock")
         if not (path / "manifest.json").exists():
             if others and not all(name.endswith(".part") for name in others):
@@ -101,7 +111,7 @@ class Ledger:
         ledger.update(status="running", correction="", finished="")
         return ledger
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Ledger:
         return self
 
     def __exit__(
@@ -275,6 +285,15 @@ class Ledger:
         return lines
 
 
+def _enough_space(path: Path) -> None:
+    free = shutil.disk_usage(path).free
+    if free < FREE_BYTES:
+        raise LedgerError(
+            f"Only {free / 1e6:.0f} MB are free at {path}; a run needs at least {FREE_BYTES / 1e6:.0f} MB.",
+            remedy="Free some space, or give a folder on another disk with --out.",
+        )
+
+
 def _line(finding: Finding, *, version: int, why: str = "") -> str:
     line = {"schema": SCHEMA, "version": version, "why": why, "finding": finding.model_dump(mode="json")}
     return _dump(line)
@@ -327,7 +346,11 @@ def _acquire(path: Path) -> int:
     except OSError as error:
         os.close(handle)
         raise ledger_error(path, error) from error
-    return handle
+    with contextlib.suppress(FileNotFoundError):
+        if os.stat(path / ".lock").st_ino == os.fstat(handle).st_ino:
+            return handle
+    os.close(handle)  # its former owner removed the file between our opening and our locking it
+    return _acquire(path)
 
 
 def _release(path: Path, handle: int) -> None:

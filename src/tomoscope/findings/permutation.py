@@ -26,7 +26,7 @@ def permutation_test(
     seed: int,
     paired: bool = False,
     alternative: Alternative = "greater",
-    clusters: Sequence[Hashable] | None = None,
+    clusters: Sequence[Hashable] | np.ndarray | None = None,
     n_resamples: int = 9999,
 ) -> float:
     """The p-value of mean(first) > mean(second) (or <, or different) under exchangeability.
@@ -51,7 +51,7 @@ def sign_flip_test(
     *,
     seed: int,
     alternative: Alternative = "greater",
-    clusters: Sequence[Hashable] | None = None,
+    clusters: Sequence[Hashable] | np.ndarray | None = None,
     n_resamples: int = 9999,
 ) -> float:
     """The p-value of mean(differences) > 0 (or <, or different), if each sign were a coin's toss.

@@ -16,7 +16,7 @@ from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int, Shaped
 
 from tomoscope.errors import DataError
 from tomoscope.findings.finding import Estimate
@@ -29,11 +29,11 @@ _NORMAL = NormalDist()
 
 
 def bootstrap_interval(
-    values: Float[np.ndarray, " observation"] | Sequence[float],
+    values: Shaped[np.ndarray, " observation"] | Sequence[float],
     *,
     seed: int,
     statistic: Literal["mean", "median"] | Statistic = "mean",
-    clusters: Sequence[Hashable] | None = None,
+    clusters: Sequence[Hashable] | np.ndarray | None = None,
     method: Literal["bca", "percentile"] = "bca",
     level: float = 0.95,
     n_resamples: int = 4000,
@@ -79,7 +79,7 @@ def difference_interval(
     *,
     seed: int,
     paired: bool = False,
-    clusters: Sequence[Hashable] | None = None,
+    clusters: Sequence[Hashable] | np.ndarray | None = None,
     level: float = 0.95,
     n_resamples: int = 4000,
     unit: str = "",
@@ -154,7 +154,7 @@ def null_p_value(
 
 
 def split_half(
-    items: int | Sequence[Hashable], *, seed: int
+    items: int | Sequence[Hashable] | np.ndarray, *, seed: int
 ) -> tuple[Int[np.ndarray, " chosen"], Int[np.ndarray, " measured"]]:
     """Two disjoint halves of the items: choose on the first, measure on the second.
 
@@ -187,7 +187,7 @@ def _finite(values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def _statistic(statistic: str | Statistic) -> Statistic:
-    if callable(statistic):
+    if not isinstance(statistic, str):
         return statistic
     known: dict[str, Statistic] = {"mean": lambda x: x.mean(axis=-1), "median": lambda x: np.median(x, axis=-1)}
     if statistic not in known:
@@ -195,7 +195,7 @@ def _statistic(statistic: str | Statistic) -> Statistic:
     return known[statistic]
 
 
-def _cluster_sums(data: np.ndarray, clusters: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
+def _cluster_sums(data: np.ndarray, clusters: Sequence[Hashable] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The sum [cluster] and the count [cluster] of each cluster, in order of appearance."""
     if len(clusters) != len(data):
         raise DataError(f"{len(clusters)} cluster keys for {len(data)} values.", remedy="Give one key per value.")

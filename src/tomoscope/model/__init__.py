@@ -10,13 +10,13 @@ from tomoscope.model.subject import Facts, SiteInfo, Subject
 from tomoscope.model.weights import Factored, Layered, Weights
 
 __all__ = [
-    "EMBEDDED",
     "Activations",
     "Batch",
+    "EMBEDDED",
     "Edit",
     "Encoded",
-    "Facts",
     "Factored",
+    "Facts",
     "Gradients",
     "Layered",
     "Run",

@@ -181,7 +181,8 @@ def record(
 
 def cast(value: Any, dtype: torch.dtype) -> Any:
     """The same nested arguments with floating tensors in another dtype, and without caches, which a second run would
-    extend."""
+    extend.
+    """
     if "cache" in type(value).__name__.lower():
         return None
     if isinstance(value, Tensor):

@@ -59,7 +59,7 @@ def appendix(ledger: Ledger) -> str:
     terms = "".join(element("dt", escape(term)) + element("dd", meaning) for term, meaning in GLOSSARY.items())
     return element(
         "section",
-        element("h2", "The record") + _exams(ledger) + "".join(blocks)
+        element("h2", "The record") + _exams(ledger) + element("div", "".join(blocks), class_="blocks")
         + element("h3", "Terms") + element("dl", terms, class_="glossary"),
         id="record", class_="appendix",
     )  # fmt: skip
@@ -71,7 +71,7 @@ def _block(title: str, rows: Iterable[tuple[str, Any]]) -> str:
         for name, value in rows
         if value not in ("", None) or title.startswith("Arguments")
     )
-    return element("h3", title) + f'<div class="scroll"><table class="plain">{body}</table></div>' if body else ""
+    return element("div", element("h3", title) + f'<table class="plain">{body}</table>', class_="block") if body else ""
 
 
 def _said(value: Any) -> str:

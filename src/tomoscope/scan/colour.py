@@ -112,7 +112,7 @@ def data_uri(image: bytes) -> str:
 
 def shrink(
     values: Float[np.ndarray, "row column"], *, limit: int, center: float
-) -> tuple[Float[np.ndarray, "row column"], int, int]:
+) -> tuple[Float[np.ndarray, "small_row small_column"], int, int]:
     """The matrix with at most `limit` rows and columns: each pixel keeps the value furthest from the centre.
 
     Returns it with how many rows and columns went into one pixel.

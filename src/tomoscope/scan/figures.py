@@ -116,7 +116,8 @@ def _cells(
                 )
             )
             if write:
-                parts.append(text(x + cell_w / 2, y + cell_h / 2 + 3.5, said, class_=f"in {css}", anchor="middle"))
+                short = format_number(value, digits=2) if np.isfinite(value) else ""
+                parts.append(text(x + cell_w / 2, y + cell_h / 2 + 3.5, short, class_=f"in {css}", anchor="middle"))
     return "".join(parts)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -16,13 +15,14 @@ from tomoscope.findings.ledger import Ledger
 from tomoscope.findings.manifest import ExamRecord
 from tomoscope.scan.markup import visible
 from tomoscope.scan.protocol import Step
+from tomoscope.scan.runner import Observer
 
 SIGNS = {
     "confirmed": ("●", "green"), "refuted": ("✕", "red"), "inconclusive": ("◐", "yellow"), "not measured": ("○", "dim"),
 }  # fmt: skip
 
 
-class Progress:
+class Progress(Observer):
     """An observer that draws two bars on a terminal, and one line per finished exam anywhere."""
 
     def __init__(self, console: Console) -> None:
@@ -35,7 +35,7 @@ class Progress:
         self._exam: TaskID | None = None
         self._done = 0.0
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Progress:
         self._bars.start()
         return self
 

@@ -19,7 +19,6 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from typing import Protocol as Interface
 
 from tomoscope.errors import LedgerError, TomoscopeError
 from tomoscope.exams import Context
@@ -31,8 +30,8 @@ from tomoscope.findings.verdict import CORRECTION_NAMES, correct
 from tomoscope.scan.protocol import Protocol, Step
 
 
-class Observer(Interface):
-    """What hears of a scan's progress: a terminal, a viewer, a test."""
+class Observer:
+    """What hears of a scan's progress: a terminal, a viewer, a test. This one does nothing; override what is wanted."""
 
     def scan_started(self, steps: Sequence[Step], done: Sequence[str]) -> None:
         """The plan, and the names of exams that a former run has done."""
@@ -48,25 +47,6 @@ class Observer(Interface):
 
     def scan_finished(self, ledger: Ledger) -> None:
         """Everything is recorded and corrected."""
-
-
-class Silent:
-    """An observer that does nothing."""
-
-    def scan_started(self, steps: Sequence[Step], done: Sequence[str]) -> None:
-        """Nothing."""
-
-    def exam_started(self, step: Step) -> None:
-        """Nothing."""
-
-    def exam_progress(self, step: Step, done: float, total: float | None, what: str) -> None:
-        """Nothing."""
-
-    def exam_finished(self, step: Step, record: ExamRecord, findings: Sequence[Finding]) -> None:
-        """Nothing."""
-
-    def scan_finished(self, ledger: Ledger) -> None:
-        """Nothing."""
 
 
 def run_scan(
@@ -90,7 +70,7 @@ def run_scan(
     `budget_seconds` default to the protocol's. Raises LedgerError before the work where the folder cannot be used, and
     while recording where the disk fills; KeyboardInterrupt passes through after the manifest says so.
     """
-    observer = observer or Silent()
+    observer = observer or Observer()
     seed = protocol.seed if seed is None else seed
     budget = protocol.budget_seconds if budget_seconds is None else budget_seconds
     deadline = None if budget is None else time.monotonic() + budget
