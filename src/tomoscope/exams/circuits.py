@@ -140,7 +140,8 @@ def _handover(context: Context, name: str, task: Ready, labels: list[str], effec
     figure = context.figure(
         f"{name}_stream",
         curve(
-            series, low=low, high=high, title=f"{name}: where the information is, layer by layer", x_axis="stream into layer",
+            series, low=low, high=high, title=f"{name}: where the information is, layer by "
+                                              f"layer", x_axis="stream into layer",
             y_axis="share of the gap", caption="The residual stream at one position patched alone; bootstrap bands.",
             references={"all of it": 1.0, "none": 0.0},
         ),
@@ -307,8 +308,10 @@ PATCHING = Exam(
     presets={"quick": {"n": 32}, "deep": {"n": 192}},
     applies=speaks_text,
     method=(
-        "One activation of the clean run is put into the corrupted run (denoising), at one place alone, and the recovered "
-        "share of the clean-corrupted gap is measured. The place is chosen on half of the pairs and measured on the other."
+        "One activation of the clean run is put into the corrupted run (denoising), at one place alone, and the "
+        "recovered "
+        "share of the clean-corrupted gap is measured. The place is chosen on half of the pairs and measured on the "
+        "other."
     ),
     cost=5.0,
 )
@@ -323,7 +326,8 @@ TRACING = Exam(
     presets={"quick": {"facts": 24, "draws": 4}, "deep": {"facts": 64, "draws": 10}},
     applies=speaks_text,
     method=(
-        "Noise on the subject's embeddings destroys the answer; one clean state, or a window of MLP or attention outputs, is "
+        "Noise on the subject's embeddings destroys the answer; one clean state, or a window of MLP or attention "
+        "outputs, is "
         "put back, and the regained probability is averaged over noise draws and facts (Meng et al. 2022)."
     ),
     cost=5.0,

@@ -64,7 +64,8 @@ def _role(context: Context, scores: HeadScores) -> Finding:
         controls=[
             Control(
                 name=share, estimate=bootstrap_interval(other, seed=seed, unit="attention weight"),
-                description="Same pairs of positions on random tokens without repetition (for previous-token: uniform).",
+                description="Same pairs of positions on random tokens without repetition (for previous-token: "
+                            "uniform).",
             ),
             Control(
                 name="uniform attention", estimate=Estimate.exact(float(scores.uniform[row])),
@@ -185,8 +186,10 @@ HEAD_ROLES = Exam(
     presets={"quick": {"permutations": 20}, "deep": {"sequences": 128, "permutations": 200, "n": 256}},
     applies=lambda subject: speaks(subject) or ("" if subject.facts.n_heads else "the model has no attention heads"),
     method=(
-        "Random tokens, repeated once, are shown to the model (Olsson et al. 2022); a head's score is its mean attention on "
-        "the keys that the role asks for. Copying is read from the weights' eigenvalues (Elhage et al. 2021), name movers "
+        "Random tokens, repeated once, are shown to the model (Olsson et al. 2022); a head's score is its mean "
+        "attention on "
+        "the keys that the role asks for. Copying is read from the weights' eigenvalues (Elhage et al. 2021), name "
+        "movers "
         "from IOI prompts (Wang et al. 2022)."
     ),
     cost=2.0,
