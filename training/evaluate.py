@@ -213,9 +213,8 @@ def main() -> None:
     path.write_text(json.dumps(written, indent=1, ensure_ascii=False) + "\n")
     print(json.dumps({key: written[key] for key in ("losses", "below_95_percent")}, indent=1))
     for name, kind in (written["probes_on_held_out"] | written["tasks_of_the_library"]).items():
-        print(
-            f"{name:62} {kind['preferred']['value']:6.1%} {kind['top1']['value']:6.1%}  p={kind['mean_probability']:.3f}"
-        )
+        preferred, top = kind["preferred"]["value"], kind["top1"]["value"]
+        print(f"{name:62} {preferred:6.1%} {top:6.1%}  p={kind['mean_probability']:.3f}")
     if arguments.into:
         arguments.into.mkdir(parents=True, exist_ok=True)
         for name in SHIPPED:
