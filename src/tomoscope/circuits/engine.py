@@ -16,6 +16,7 @@ was used is decided by comparing sampled patches with plain runs, and is recorde
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -104,7 +105,7 @@ class Engine:
             return None
         kept = [(getattr(one, "keys", None), getattr(one, "values", None)) for one in layers]
         whole = all(isinstance(k, Tensor) and k.dim() == 4 and k.shape[2] == self.width for k, _ in kept)
-        return kept if whole else None  # type: ignore[return-value]
+        return kept if whole else None  # ty: ignore[invalid-explicit-return]
 
     def _linear_head(self) -> tuple[Tensor, Tensor | None] | None:
         """Unembedding and bias, if the logits are just the final norm times them (no scale, no soft-cap)."""
@@ -237,7 +238,7 @@ class Engine:
             kept = self.values[base][rows, columns][:, None]
             edits.insert(0, Bound(Edit(base.name, "replace", kept), base, None, None, False))
         read = Site("resid_post", layer)
-        arguments: dict[str, Any] = {"input_ids": self.batch.input_ids[rows, columns][:, None]}  # type: ignore[index]
+        arguments: dict[str, Any] = {"input_ids": self.batch.input_ids[rows, columns][:, None]}  # ty: ignore[not-subscriptable]
         if "attention_mask" in self.subject.accepts:
             arguments["attention_mask"] = torch.ones_like(arguments["input_ids"])
         if "use_cache" in self.subject.accepts:
@@ -374,5 +375,5 @@ class Engine:
 def _repeat(edit: Edit, rows: Tensor, total: int) -> Edit:
     """A base edit for repeated rows: a value with one entry a row follows its row."""
     if edit.value is not None and edit.value.dim() > 1 and len(edit.value) == total:
-        return Edit(**{**edit.__dict__, "value": edit.value[rows]})
+        return dataclasses.replace(edit, value=edit.value[rows])
     return edit

@@ -43,7 +43,7 @@ def bands(context: Context, per_prompt: np.ndarray, purpose: str) -> tuple[np.nd
     """Mean, low and high over prompts for each row."""
     seed = context.seed_for(purpose)
     made = [bootstrap_interval(row, seed=seed, n_resamples=1000) for row in per_prompt]
-    return tuple(np.array([getattr(e, part) for e in made]) for part in ("value", "low", "high"))  # type: ignore[return-value]
+    return tuple(np.array([getattr(e, part) for e in made]) for part in ("value", "low", "high"))  # ty: ignore[invalid-explicit-return]
 
 
 def _depth(reading: LensReading) -> list[str]:

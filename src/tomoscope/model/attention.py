@@ -79,7 +79,7 @@ def install() -> None:
         watcher = getattr(_active, "watcher", None)
         return chosen if watcher is None else _watched(watcher, chosen, default)
 
-    get_interface._tomoscope = True  # type: ignore[attr-defined]
+    get_interface._tomoscope = True  # ty: ignore[missing-attribute]
     AttentionInterface.get_interface = get_interface  # type: ignore[method-assign]
 
 
@@ -251,7 +251,7 @@ class Trace(TorchFunctionMode):
             weights = self._weights(given)
         if weights is not None and inner & self.watcher.writes(self.module):
             return self._visit_z(torch.matmul(weights, given["value"]))
-        return self._visit_z(F.scaled_dot_product_attention(**given))
+        return self._visit_z(F.scaled_dot_product_attention(**given))  # ty: ignore[invalid-argument-type]
 
     def _weights(self, given: dict[str, Any]) -> Tensor:
         query, key = given["query"], given["key"]

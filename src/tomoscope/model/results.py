@@ -72,7 +72,7 @@ class Run:
         batch: the padded inputs.
     """
 
-    logits: Float[Tensor, batch * rest]
+    logits: Float[Tensor, "batch ..."]
     activations: Activations
     batch: Batch
 

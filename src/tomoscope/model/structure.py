@@ -185,7 +185,7 @@ class BlockReader:
             self.block.kind, self.block.identity_error = "sum", found.error
             self._assign(found.terms)
             return
-        last = solve_renormalised(self.call.output, self.calls, self.call.input)  # type: ignore[arg-type]
+        last = solve_renormalised(self.call.output, self.calls, self.call.input)  # ty: ignore[invalid-argument-type]
         if last is None:
             reason = "the block's output is not its input plus a sum of its modules' outputs"
             self.block.missing.update(dict.fromkeys(("attn.out", "mlp.out", "resid_mid"), reason))
@@ -193,7 +193,7 @@ class BlockReader:
         steps, error = [last], last.writes.error
         if last.base:
             middle = self.by_path[last.base].output
-            first = solve_renormalised(middle, self.calls, self.call.input)  # type: ignore[arg-type]
+            first = solve_renormalised(middle, self.calls, self.call.input)  # ty: ignore[invalid-argument-type]
             if first is not None and not first.base:
                 steps.insert(0, first)
                 error = max(error, first.writes.error)
@@ -309,7 +309,7 @@ class BlockReader:
             return
         block.down = down.path
         block.taps["mlp.post"] = Tap(down.path, "in")
-        block.shapes["d_mlp"] = int(down.input.shape[-1])  # type: ignore[union-attr]
+        block.shapes["d_mlp"] = int(down.input.shape[-1])  # ty: ignore[missing-union-attribute]
         self._pre(down, inside, mine)
 
     def _in_attention(self, path: str) -> bool:
@@ -457,7 +457,7 @@ def _embedding(model: nn.Module, before: list[Call], first: Call, recording: Rec
     pool = [c for c in before if is_stream(c.output, stream) and not is_norm(c) and not _holds_others(c, before)]
     # a dropout after the sum returns the sum itself, which explains nothing
     pool = [c for c in pool if c.path == token or not close(c.output, stream)]
-    columns = [as_stream(c.output, stream) for c in pool]  # type: ignore[arg-type]
+    columns = [as_stream(c.output, stream) for c in pool]  # ty: ignore[invalid-argument-type]
     unique = [i for i in range(len(pool)) if not any(abs(columns[i] - columns[j]).max() == 0 for j in range(i))]
     target = as_stream(stream, stream)
     coarse = stream.dtype in (torch.float16, torch.bfloat16)

@@ -10,8 +10,9 @@ bit-identical to its own forward, which is measured at opening (`facts.parity`).
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,7 +33,7 @@ from tomoscope.model.structure import Structure
 from tomoscope.model.taps import Bound, Session, find_tap, select
 
 Metric = Callable[[Tensor, Batch], Float[Tensor, " batch"]]
-Prompts = PromptInput | Sequence[PromptInput] | Batch | Mapping[str, Tensor] | Tensor
+Prompts = PromptInput | Sequence[PromptInput] | Sequence[Encoded] | Batch | Mapping[str, Tensor] | Tensor
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ class Subject:
         return collate(encoded, pad_id=self._pad_id(), left=self.facts.kind == "decoder", device=self.device)
 
     def _check_ids(self, encoded: Sequence[Encoded]) -> None:
-        size = self.structure.taps and self._embedding_rows()
+        size = self._embedding_rows() if self.structure.taps else None
         for row, prompt in enumerate(encoded):
             wrong = [token for token in prompt.ids if size and not 0 <= token < size]
             if wrong:
@@ -246,7 +247,7 @@ class Subject:
                 arguments["attention_mask"] = batch.attention_mask
             left = bool((batch.pads > 0).any())
             if left and "position_ids" in self.accepts and "position_ids" not in arguments:
-                arguments["position_ids"] = (batch.attention_mask.long().cumsum(-1) - 1).clamp(min=0)  # type: ignore[union-attr]
+                arguments["position_ids"] = (batch.attention_mask.long().cumsum(-1) - 1).clamp(min=0)  # ty: ignore[missing-union-attribute]
         if cached:
             # otherwise left to the model's own default, so that logits are bit-identical to a plain call
             arguments["use_cache"] = True
@@ -343,7 +344,7 @@ class Subject:
                 rows = tuple(row - start for row in edit.rows if start <= row < start + len(piece))
                 if not rows:
                     continue
-                edit = Edit(**{**edit.__dict__, "rows": rows})
+                edit = dataclasses.replace(edit, rows=rows)
             kept.append(edit)
         return self.bind(kept, piece)
 
@@ -568,14 +569,14 @@ def _rows_of(edit: Edit, start: int, count: int, total: int) -> Edit:
         inside = (edit.index[:, 0] >= start) & (edit.index[:, 0] < start + count)
         index = edit.index[inside].clone()
         index[:, 0] -= start
-        return Edit(**{**edit.__dict__, "index": index, "value": edit.value[inside]})
+        return dataclasses.replace(edit, index=index, value=edit.value[inside])
     if edit.value is not None and edit.value.dim() > 1 and len(edit.value) == total and edit.rows is None:
-        return Edit(**{**edit.__dict__, "value": edit.value[start : start + count]})
+        return dataclasses.replace(edit, value=edit.value[start : start + count])
     return edit
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: nn.Module) -> Generator[None]:
     """Parameters need no gradient inside, and are as they were after: a backward then costs one forward, not two."""
     wanted = [p for p in model.parameters() if p.requires_grad]
     for parameter in wanted:

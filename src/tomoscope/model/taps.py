@@ -53,6 +53,11 @@ def select(
     if columns is None:
         region = moved if rows is None else moved[rows.to(value.device)]
     else:
+        if bool((columns - past >= moved.shape[1]).any()):
+            raise UnavailableSiteError(
+                f"{site.name} has {moved.shape[1]} positions, fewer than the prompt has tokens: they are not the prompt's.",
+                remedy="Read all its positions, without `at`.",
+            )
         which = torch.arange(len(columns)) if rows is None else rows
         region = moved[which[:, None].to(value.device), (columns[which] - past).to(value.device)]
     region = _position_back(region, place)
@@ -316,7 +321,8 @@ class Session:
         if site not in self.reads:
             return
         if self.graph:
-            self.values[site] = value
+            # a value that was written whole has no graph behind it: the gradient starts at it
+            self.values[site] = value if value.requires_grad else value.requires_grad_(True)
         else:
             shaped = self._shaped(site, value.detach())
             shaped = shaped * factor if factor != 1.0 else shaped
