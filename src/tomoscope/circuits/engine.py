@@ -31,7 +31,8 @@ from tomoscope.errors import SiteError, TomoscopeError
 from tomoscope.model import Batch, Edit, Site, Subject, scatter
 from tomoscope.model.bypass import bypassing
 from tomoscope.model.probe import main_input, unwrap
-from tomoscope.model.taps import Bound, Session
+from tomoscope.model.regions import Bound
+from tomoscope.model.taps import Session
 
 STREAM_PARTS = ("resid_pre", "resid_mid", "resid_post", "attn.out", "mlp.out")
 PARTS = (*STREAM_PARTS, "attn.z")

@@ -56,7 +56,7 @@ def _stand_in(structure: Structure, layer: int, output: Tensor | None) -> Any:
 
 def unembed(subject: Subject, stream: Tensor) -> Tensor:
     """See `Subject.unembed`: [.., d_model] -> [.., vocab] logits, computed by the model's own end."""
-    from tomoscope.model.subject import frozen
+    from tomoscope.model.gradients import frozen
 
     # a lens is trained through this: gradients flow to the stream where it asks for them, never to the weights
     with torch.set_grad_enabled(torch.is_grad_enabled() and stream.requires_grad), frozen(subject.model):

@@ -16,18 +16,14 @@ from torch import Tensor, nn
 
 from tomoscope.errors import CorruptModelError, ModelError, UnavailableSiteError
 from tomoscope.model import families
+from tomoscope.model.blocks import find_attention, find_blocks, read_blocks
+from tomoscope.model.ends import read_ends, silent_modules
+from tomoscope.model.facts import Facts
+from tomoscope.model.inputs import accepted_arguments
 from tomoscope.model.probe import Recording, record, unwrap
 from tomoscope.model.sites import PART_AXES, Site, SiteGrammar
-from tomoscope.model.structure import (
-    Structure,
-    Tap,
-    find_attention,
-    find_blocks,
-    read_blocks,
-    read_ends,
-    silent_modules,
-)
-from tomoscope.model.subject import Facts, Subject, accepted_arguments
+from tomoscope.model.structure import Structure, Tap
+from tomoscope.model.subject import Subject
 from tomoscope.model.taps import Session, find_tap
 
 logger = logging.getLogger(__name__)
