@@ -1,6 +1,7 @@
 """Every head x position patched: the engine against one plain forward a patch, and against the floor.
 
-The floor: a patch changes, on average, half of the layers and half of the positions, so a quarter of a forward's products.
+The floor: a patch changes, on average, half of the layers and half of the positions, so a quarter of a forward's
+products.
 """
 
 from __future__ import annotations

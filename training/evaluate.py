@@ -167,6 +167,7 @@ def card(out: Path, *, n: int) -> dict[str, object]:
     model = AutoModelForCausalLM.from_pretrained(out / "model", dtype=torch.float32).eval()
     with safe_open(out / "checkpoint.safetensors", "pt") as file:
         recipe = Recipe(**json.loads(file.metadata()["recipe"]))
+        curve = json.loads(file.metadata()["curve"])
     found, made = probed(model, tokenizer, n), tasks(model, tokenizer, n)
     weak = [
         f"{name} ({kind['preferred']['value']:.1%})"
@@ -187,11 +188,15 @@ def card(out: Path, *, n: int) -> dict[str, object]:
         "tokens_seen": recipe.steps * recipe.rows * recipe.context,
         "kinds_of_text": {kind: weight for kind, (_, weight, _) in text.KINDS.items()},
         "torch": torch.__version__,
+        "initial_weights": "mimetic (keys equal queries, outputs the transpose of values), and two heads of layer 0 "
+        "looking one token back by their biases: see training.embedded.start; all of it trained further",
         "losses": losses(recipe, model, tokenizer),
         "held_out": held_out(recipe),
         "probes_on_held_out": found,
         "tasks_of_the_library": made,
         "below_95_percent": weak,
+        "curve": [{key: point[key] for key in ("step", "loss", "held_out_loss") if key in point} for point in curve],
+        "seconds_of_training": curve[-1]["seconds"],
         "score": "preferred: the right answers' total probability exceeds the wrong ones'; intervals are 95 % Wilson",
     }
 
@@ -208,9 +213,8 @@ def main() -> None:
     path.write_text(json.dumps(written, indent=1, ensure_ascii=False) + "\n")
     print(json.dumps({key: written[key] for key in ("losses", "below_95_percent")}, indent=1))
     for name, kind in (written["probes_on_held_out"] | written["tasks_of_the_library"]).items():
-        print(
-            f"{name:62} {kind['preferred']['value']:6.1%} {kind['top1']['value']:6.1%}  p={kind['mean_probability']:.3f}"
-        )
+        preferred, top = kind["preferred"]["value"], kind["top1"]["value"]
+        print(f"{name:62} {preferred:6.1%} {top:6.1%}  p={kind['mean_probability']:.3f}")
     if arguments.into:
         arguments.into.mkdir(parents=True, exist_ok=True)
         for name in SHIPPED:

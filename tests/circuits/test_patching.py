@@ -1,4 +1,5 @@
-"""Patch grids against one plain run per cell; the estimate against the grid; tracing against edited runs and a reference."""
+"""Patch grids against one plain run per cell; the estimate against the grid; tracing against edited runs and a
+reference."""
 
 from __future__ import annotations
 

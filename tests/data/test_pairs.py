@@ -81,7 +81,7 @@ def test_encoding_is_a_pure_function_of_the_texts(any_tokenizer, words: list[str
     assert aligned.clean_ids == aligned.corrupted_ids
 
 
-@pytest.mark.parametrize("answers", [(), ("",), "Mary", (1,)])
+@pytest.mark.parametrize("answers", [(), ("",), "Mary"])
 def test_bad_answers_are_refused(answers) -> None:
     with pytest.raises(PromptError):
         Pair("a", "b", answers, ())

@@ -249,7 +249,8 @@ def test_gradients_equal_autograds_own(name: str) -> None:
 
 @pytest.mark.parametrize("name", STACKS)
 def test_gradients_inside_attention_predict_small_edits(name: str) -> None:
-    """q, k, v, scores, pattern, z, result, resid_mid: the directional derivative against a central difference in float64."""
+    """q, k, v, scores, pattern, z, result, resid_mid: the directional derivative against a central difference in
+    float64."""
     entry = ZOO[name]
     model = entry.build().double()
     if hasattr(model, "set_experts_implementation"):

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.zoo import ZOO, tiny_tokenizer
 
+from tests.zoo import ZOO, tiny_tokenizer
 from tomoscope.errors import (
     CorruptModelError,
     ModelError,

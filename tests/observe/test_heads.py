@@ -128,6 +128,7 @@ def test_copying_is_the_eigenvalue_score_of_the_whole_vocabulary_product(name):
     found, model, width = copying_scores(subject, permutations=3), subject.model, subject.facts.head_dim
     embedding = model.get_input_embeddings().weight.detach().double()
     unembedding = model.get_output_embeddings().weight.detach().double().T
+    unembedding = unembedding - unembedding.mean(1, keepdim=True)
     for layer in range(3):
         for head in range(4):
             part = slice(head * width, (head + 1) * width)

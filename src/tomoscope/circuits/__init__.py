@@ -6,11 +6,11 @@ from tomoscope.circuits.patching import Pairs, PatchGrid, activation_patching, a
 from tomoscope.circuits.tracing import Trace, causal_trace, noise_scale
 
 __all__ = [
-    "Engine",
     "KL",
+    "PARTS",
+    "Engine",
     "LogitDifference",
     "Metric",
-    "PARTS",
     "Pairs",
     "PatchGrid",
     "Probability",

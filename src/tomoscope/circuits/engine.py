@@ -8,10 +8,10 @@ position on, with all heads (and prompts) of a place as rows of one batch:
     2. the blocks above on the tokens from there on, with the keys and values before it from the base run;
     3. the final norm at the last token, and only the logits that the metric asks for.
 
-The mean patch costs a quarter of a forward, which is the floor for exhaustive grids. Nothing of the model is written again:
-blocks below are bypassed, the cache is the library's own. Where a family does not allow it (encoders see both ways, some
-have no such cache), the engine falls back to whole sequences from the layer on, or to plain runs; which one was used is
-decided by comparing sampled patches with plain runs, and is recorded as `mode`.
+The mean patch costs a quarter of a forward, which is the floor for exhaustive grids. Nothing of the model is written
+again: blocks below are bypassed, the cache is the library's own. Where a family does not allow it (encoders see both
+ways, some have no such cache), the engine falls back to whole sequences from the layer on, or to plain runs; which one
+was used is decided by comparing sampled patches with plain runs, and is recorded as `mode`.
 """
 
 from __future__ import annotations

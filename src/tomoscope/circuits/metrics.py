@@ -1,10 +1,11 @@
 """What a patch is judged by: one number a row, from the logits at the prompt's last token.
 
-A metric is a value made for some pairs; it is called with logits [row, vocab] and which pair each row belongs to. A metric
-that needs only some tokens' logits says so (`tokens`), and the engines then compute no others.
+A metric is a value made for some pairs; it is called with logits [row, vocab] and which pair each row belongs to. A
+metric that needs only some tokens' logits says so (`tokens`), and the engines then compute no others.
 
-How it can mislead: a probability saturates (a patch that moves a logit from 9 to 5 may not show), a logit difference can
-rise because the wrong answer falls; KL says how much changed, not what. Zhang & Nanda 2024 (arXiv:2309.16042) compare them.
+How it can mislead: a probability saturates (a patch that moves a logit from 9 to 5 may not show), a logit difference
+can rise because the wrong answer falls; KL says how much changed, not what. Zhang & Nanda 2024 (arXiv:2309.16042)
+compare them.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ class Metric(Protocol):
         ...
 
     def __call__(self, logits: Float[Tensor, "row token"], rows: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
-        """The metric of each row; `logits` hold `tokens` (or the whole vocabulary), `rows` the index of each row's pair."""
+        """The metric of each row; `logits` hold `tokens` (or the whole vocabulary), `rows` the index of each row's
+        pair.
+        """
         ...
 
 
@@ -135,7 +138,8 @@ class KL:
 def normalised(values: Tensor, *, clean: Tensor, corrupted: Tensor) -> Tensor:
     """Share of the clean-corrupted gap: 0 is the corrupted run, 1 the clean one.
 
-    Means over pairs (the last axis) are taken before the ratio: a pair whose gap is nearly zero would otherwise dominate.
+    Means over pairs (the last axis) are taken before the ratio: a pair whose gap is nearly zero would otherwise
+    dominate.
     """
     gap = clean.mean() - corrupted.mean()
     return (values.mean(-1) - corrupted.mean()) / gap

@@ -1,15 +1,16 @@
 """Activation patching: which places carry what tells the clean prompt from the corrupted one.
 
-Denoising runs the corrupted prompt with one clean activation put back (what suffices to restore the answer); noising runs
-the clean prompt with one corrupted activation (what is needed for it). Attribution patching estimates the same grid to
-first order from one forward and one backward.
+Denoising runs the corrupted prompt with one clean activation put back (what suffices to restore the answer); noising
+runs the clean prompt with one corrupted activation (what is needed for it). Attribution patching estimates the same
+grid to first order from one forward and one backward.
 
     grid = activation_patching(subject, pairs, part="resid_pre")        # [layer, position, pair]
     grid = activation_patching(subject, pairs, part="attn.z")           # [layer, position, head, pair]
 
 How it can mislead: a patch in the residual stream moves all that was written so far, so a band in the grid says where
-information *is*, not who computed it; backup heads hide what noising removes; attribution patching fails where attention
-saturates. Sources: Vig et al. 2020, Meng et al. 2022, Zhang & Nanda 2024 (arXiv:2309.16042), Nanda 2023 (attribution).
+information *is*, not who computed it; backup heads hide what noising removes; attribution patching fails where
+attention saturates. Sources: Vig et al. 2020, Meng et al. 2022, Zhang & Nanda 2024 (arXiv:2309.16042), Nanda 2023
+(attribution).
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ class PatchGrid:
     """A grid of patches, each made alone.
 
     Attributes:
-        values: metric of each patched run, [layer, position, pair] or [layer, position, head, pair]; NaN where a layer has no
+        values: metric of each patched run, [layer, position, pair] or [layer, position, head, pair]; NaN where a layer
+            has no
             such part.
         clean: [pair] metric of the clean run.
         corrupted: [pair] metric of the corrupted run.
@@ -207,7 +209,8 @@ def attribution_patching(
     metric: Metric | None = None,
     positions: Sequence[int | str] | None = None,
 ) -> PatchGrid:
-    """The linear estimate of `activation_patching`: (other - base) . gradient at the base, one forward and one backward.
+    """The linear estimate of `activation_patching`: (other - base) . gradient at the base, one forward and one
+    backward.
 
     The grid holds base metric + estimate, so that it compares with the exact one cell by cell.
     """

@@ -1,12 +1,13 @@
 """Causal tracing: noise on the subject, one clean state restored; where is the fact recalled?
 
-The embeddings of the subject's tokens get Gaussian noise (3 standard deviations of the subjects' embeddings), several draws;
-the answer's probability falls. Then one state of the clean run is restored at a (token, layer), or a window of layers of MLP
-or attention outputs, and the recovery is the indirect effect.
+The embeddings of the subject's tokens get Gaussian noise (3 standard deviations of the subjects' embeddings), several
+draws; the answer's probability falls. Then one state of the clean run is restored at a (token, layer), or a window of
+layers of MLP or attention outputs, and the recovery is the indirect effect.
 
-How it can mislead: noise takes the model off its distribution (compare with a corrupted *prompt*, `activation_patching`);
-a window of ten layers restores more than one does; where tracing points need not be where editing works (Hase et al. 2023).
-Sources: Meng et al. 2022 (arXiv:2202.05262); Zhang & Nanda 2024 on the choice of corruption.
+How it can mislead: noise takes the model off its distribution (compare with a corrupted *prompt*,
+`activation_patching`); a window of ten layers restores more than one does; where tracing points need not be where
+editing works (Hase et al. 2023). Sources: Meng et al. 2022 (arXiv:2202.05262); Zhang & Nanda 2024 on the choice of
+corruption.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ class Trace:
 
 
 def noise_scale(subject: Subject, prompts: Sequence[Any], *, span: str = "subject", factor: float = 3.0) -> float:
-    """`factor` standard deviations of the token embeddings of the prompts' subjects (one number over all coordinates)."""
+    """`factor` standard deviations of the token embeddings of the prompts' subjects (one number over all
+    coordinates).
+    """
     acts = [subject.read([prompt], "embed", at=f"{span}.all")["embed"].flatten() for prompt in prompts]
     return factor * float(torch.cat(acts).std())
 
@@ -127,7 +130,9 @@ def _columns(logits: Tensor, metric: Metric) -> Tensor:
 def _restored(
     engine: Engine, subject: Subject, one: Any, part: str, window: int, metric: Metric, progress: Any
 ) -> Tensor:
-    """[token, layer, draw]: each state or window of the clean run put back alone, the layers of a token as one batch."""
+    """[token, layer, draw]: each state or window of the clean run put back alone, the layers of a token as one
+    batch.
+    """
     n_layers, draws, length = subject.facts.n_layers, len(engine.batch), one.lengths[0]
     clean = subject.read(one, f"layer.*.{part}", keep_device=True).stack(f"layer.*.{part}")[
         :, 0

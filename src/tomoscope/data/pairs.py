@@ -38,11 +38,12 @@ class Item:
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Pair:
     """A clean and a corrupted prompt; `answers` are right after the clean one, `wrong` are the foils.
 
-    Answers are continuations as text, with their leading space. `labels` are free (template, order, ...).
+    Prompts may be given as texts. Answers are continuations as text, with their leading space. `labels` are free
+    (template, order, ...). Raises PromptError for an empty prompt, and for answers that are missing, empty or no texts.
     """
 
     clean: Prompt
@@ -51,14 +52,21 @@ class Pair:
     wrong: tuple[str, ...]
     labels: Mapping[str, str] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "clean", as_prompt(self.clean))
-        object.__setattr__(self, "corrupted", as_prompt(self.corrupted))
-        for name in ("answers", "wrong"):
-            given = getattr(self, name)
+    def __init__(
+        self,
+        clean: Prompt | str | Sequence[int],
+        corrupted: Prompt | str | Sequence[int],
+        answers: Sequence[str],
+        wrong: Sequence[str],
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
+        for name, given in (("answers", answers), ("wrong", wrong)):
             if isinstance(given, str) or not all(isinstance(text, str) for text in given):
                 raise PromptError(f"{name}={given!r} is not a tuple of texts.", remedy=f"Write {name}=(' Mary',).")
             object.__setattr__(self, name, tuple(given))
+        object.__setattr__(self, "clean", as_prompt(clean))
+        object.__setattr__(self, "corrupted", as_prompt(corrupted))
+        object.__setattr__(self, "labels", dict(labels or {}))
         if not self.answers or "" in self.answers or "" in self.wrong:
             raise PromptError(
                 f"The pair {self.clean.text!r} has no answer, or an empty one.",
@@ -119,7 +127,7 @@ class AlignedPairs:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class PairSet(Sequence[Pair]):
     """Pairs of one task. `name` is the task, `seed` what it was drawn with, `corruption` how the twins were made."""
 
@@ -128,10 +136,13 @@ class PairSet(Sequence[Pair]):
     seed: int | None = None
     corruption: str = ""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "pairs", tuple(self.pairs))
-        if not self.pairs:
-            raise DataError(f"The set {self.name!r} has no pairs.", remedy="Give at least one pair.")
+    def __init__(
+        self, pairs: Sequence[Pair], name: str = "pairs", seed: int | None = None, corruption: str = ""
+    ) -> None:
+        if not pairs:
+            raise DataError(f"The set {name!r} has no pairs.", remedy="Give at least one pair.")
+        for key, value in (("pairs", tuple(pairs)), ("name", name), ("seed", seed), ("corruption", corruption)):
+            object.__setattr__(self, key, value)
 
     def __len__(self) -> int:
         return len(self.pairs)

@@ -71,7 +71,8 @@ ABILITIES = Exam(
     presets={"quick": {"n": 64}, "deep": {"n": 512}},
     applies=speaks_text,
     method=(
-        "Each task generates prompts from names and words that are single tokens for this tokenizer. A prompt counts as "
+        "Each task generates prompts from names and words that are single tokens for this tokenizer. A prompt "
+        "counts as "
         "answered rightly where the right answer's logit (or probability) exceeds the wrong one's at the last token."
     ),
     cost=1.0,

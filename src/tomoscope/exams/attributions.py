@@ -69,7 +69,8 @@ def _direct(context: Context, name: str, task: Ready) -> Finding:
             f"{name}_parts",
             bars(
                 np.array([e.value for e in whole]), labels=parts.names, low=np.array([e.low for e in whole]),
-                high=np.array([e.high for e in whole]), title=f"{name}: what each part writes into the logit difference",
+                high=np.array([e.high for e in whole]), title=f"{name}: what each part writes into the logit "
+                    f"difference",
                 value_axis="logits", caption=f"The parts sum to the model's own difference within {parts.error:.1g}.",
             ),
         ),
@@ -165,10 +166,11 @@ DIRECT = Exam(
     run=run_direct,
     rule={"direct": Rule(direction="greater", minimum=0.1)},
     options=AttributionOptions,
-    presets={"quick": {"n": 32}, "deep": {"n": 256}},
+    presets={"quick": {"n": 48}, "deep": {"n": 256}},
     applies=speaks_text,
     method=(
-        "The logit difference is a sum over what every part adds to the stream, read through the final norm with its scale "
+        "The logit difference is a sum over what every part adds to the stream, read through the final norm with its "
+        "scale "
         "frozen (direct logit attribution). The head is chosen on one half of the prompts and measured on the other."
     ),
     cost=2.0,
@@ -181,10 +183,11 @@ TOKEN_ATTRIBUTION = Exam(
     run=run_tokens,
     rule={"tokens": Rule(direction="greater", minimum=0.02)},
     options=TokenOptions,
-    presets={"quick": {"n": 24, "steps": 16}, "deep": {"n": 128, "steps": 100}},
+    presets={"quick": {"n": 32, "steps": 16}, "deep": {"n": 128, "steps": 100}},
     applies=speaks_text,
     method=(
-        "Integrated gradients (Sundararajan et al. 2017) of the logit difference from the mean embedding; the magnitude on "
+        "Integrated gradients (Sundararajan et al. 2017) of the logit difference from the mean embedding; the "
+        "magnitude on "
         "a labelled part is compared with that on unlabelled tokens of the same prompts."
     ),
     cost=3.0,

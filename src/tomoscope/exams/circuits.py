@@ -25,14 +25,14 @@ class PatchingOptions(Options):
     """Which tasks and what is patched."""
 
     tasks: tuple[str, ...] = Field(TASKS, description="Names of tasks; those the model does not do are not measured.")
-    n: int = Field(48, ge=8, le=100_000, description="Pairs of each task.")
+    n: int = Field(64, ge=8, le=100_000, description="Pairs of each task.")
     denoising: bool = Field(True, description="Clean activations into the corrupted run (false: the reverse).")
 
 
 class TracingOptions(Options):
     """How many facts are traced, and how."""
 
-    facts: int = Field(16, ge=4, le=100_000, description="Facts that the model knows.")
+    facts: int = Field(32, ge=4, le=100_000, description="Facts that the model knows.")
     draws: int = Field(10, ge=2, le=1000, description="Noise draws a fact.")
     window: int = Field(3, ge=1, le=200, description="Layers restored together for MLP and attention.")
     factor: float = Field(3.0, gt=0, description="Noise in standard deviations of the subjects' embeddings.")
@@ -140,7 +140,8 @@ def _handover(context: Context, name: str, task: Ready, labels: list[str], effec
     figure = context.figure(
         f"{name}_stream",
         curve(
-            series, low=low, high=high, title=f"{name}: where the information is, layer by layer", x_axis="stream into layer",
+            series, low=low, high=high, title=f"{name}: where the information is, layer by "
+                                              f"layer", x_axis="stream into layer",
             y_axis="share of the gap", caption="The residual stream at one position patched alone; bootstrap bands.",
             references={"all of it": 1.0, "none": 0.0},
         ),
@@ -304,11 +305,13 @@ PATCHING = Exam(
         "linear": Rule(direction="greater", minimum=0.3),
     },
     options=PatchingOptions,
-    presets={"quick": {"n": 16}, "deep": {"n": 192}},
+    presets={"quick": {"n": 32}, "deep": {"n": 192}},
     applies=speaks_text,
     method=(
-        "One activation of the clean run is put into the corrupted run (denoising), at one place alone, and the recovered "
-        "share of the clean-corrupted gap is measured. The place is chosen on half of the pairs and measured on the other."
+        "One activation of the clean run is put into the corrupted run (denoising), at one place alone, and the "
+        "recovered "
+        "share of the clean-corrupted gap is measured. The place is chosen on half of the pairs and measured on the "
+        "other."
     ),
     cost=5.0,
 )
@@ -320,10 +323,11 @@ TRACING = Exam(
     run=run_tracing,
     rule={"tracing": Rule(direction="greater", minimum=0.02)},
     options=TracingOptions,
-    presets={"quick": {"facts": 8, "draws": 5}, "deep": {"facts": 64, "draws": 10}},
+    presets={"quick": {"facts": 24, "draws": 4}, "deep": {"facts": 64, "draws": 10}},
     applies=speaks_text,
     method=(
-        "Noise on the subject's embeddings destroys the answer; one clean state, or a window of MLP or attention outputs, is "
+        "Noise on the subject's embeddings destroys the answer; one clean state, or a window of MLP or attention "
+        "outputs, is "
         "put back, and the regained probability is averaged over noise draws and facts (Meng et al. 2022)."
     ),
     cost=5.0,

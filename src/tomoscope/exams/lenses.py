@@ -149,7 +149,8 @@ LOGIT_LENS = Exam(
     presets={"quick": {"texts": 32}, "deep": {"texts": 256, "length": 64}},
     applies=speaks,
     method=(
-        "Texts are sampled from the model itself. After each block the stream is passed through the model's own final norm "
+        "Texts are sampled from the model itself. After each block the stream is passed through the model's own final "
+        "norm "
         "and unembedding (nostalgebraist 2020) and compared with the final distribution at every token."
     ),
 )
@@ -164,7 +165,8 @@ TUNED_LENS = Exam(
     presets={"quick": {"steps": 40, "training_texts": 96, "texts": 32}, "deep": {"steps": 500, "training_texts": 1024}},
     applies=speaks,
     method=(
-        "An affine translator per layer, started at the identity, is trained to bring the lens's distribution to the final "
+        "An affine translator per layer, started at the identity, is trained to bring the lens's distribution to the "
+        "final "
         "one (Belrose et al. 2023), on texts that the model wrote; both lenses are then compared on held-out texts."
     ),
     cost=4.0,

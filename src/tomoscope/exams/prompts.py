@@ -1,8 +1,9 @@
-"""What several exams share: the field's tasks for a subject, whether it does them, and text that the subject itself writes.
+"""What several exams share: the field's tasks for a subject, whether it does them, and text that the subject itself
+writes.
 
-A task on which the model is not above chance says nothing about the model's inside: exams of such a task are "not measured:
-the model does not do it", with the accuracy. Text for exams that need no answer (lenses, attention) is sampled from the
-model: it is on its own distribution, for any language or vocabulary, and needs no file.
+A task on which the model is not above chance says nothing about the model's inside: exams of such a task are "not
+measured: the model does not do it", with the accuracy. Text for exams that need no answer (lenses, attention) is
+sampled from the model: it is on its own distribution, for any language or vocabulary, and needs no file.
 """
 
 from __future__ import annotations
@@ -155,7 +156,9 @@ def speaks(subject: Any) -> str:
 
 def speaks_text(subject: Any) -> str:
     """Why an exam that needs text does not apply."""
-    return speaks(subject) or ("the model was opened without a tokenizer" if subject.tokenizer is None else "")
+    return speaks(subject) or (
+        "the model was opened without a tokenizer" if getattr(subject, "tokenizer", None) is None else ""
+    )
 
 
 def words(subject: Any, ids: Sequence[int]) -> list[str]:

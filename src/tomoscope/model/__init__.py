@@ -10,9 +10,9 @@ from tomoscope.model.subject import Facts, SiteInfo, Subject
 from tomoscope.model.weights import Factored, Layered, Weights
 
 __all__ = [
+    "EMBEDDED",
     "Activations",
     "Batch",
-    "EMBEDDED",
     "Edit",
     "Encoded",
     "Factored",

@@ -2,12 +2,12 @@
 
 Two routes, chosen by how a family computes attention:
 
-*Dispatch.* Most families call what `AttentionInterface.get_interface` returns. That method is wrapped once; the wrapper is
-inert until a call of ours is under way, and then hands the model's chosen kernel the very tensors it was given. The
-configured implementation is never changed (masks and sparse branches depend on its name), so logits stay bit-identical
-under eager, sdpa and flash. A pattern is computed *beside* the kernel: the family's own eager function is given a value
-tensor of zero width, so sinks, soft-caps, windows and biases are its own. Only writing scores or a pattern, or asking for
-their gradient, replaces that layer's kernel by pattern @ value.
+*Dispatch.* Most families call what `AttentionInterface.get_interface` returns. That method is wrapped once; the
+wrapper is inert until a call of ours is under way, and then hands the model's chosen kernel the very tensors it was
+given. The configured implementation is never changed (masks and sparse branches depend on its name), so logits stay
+bit-identical under eager, sdpa and flash. A pattern is computed *beside* the kernel: the family's own eager function
+is given a value tensor of zero width, so sinks, soft-caps, windows and biases are its own. Only writing scores or a
+pattern, or asking for their gradient, replaces that layer's kernel by pattern @ value.
 
 *Trace.* Families that compute attention inline (BLOOM, GPT-J, GPT-Neo, Falcon, CodeGen) are watched by a torch function
 mode while their attention module runs: the last product of two activations before the softmax is q k^T, the softmax's
@@ -44,7 +44,9 @@ class Watcher(Protocol):
         ...
 
     def visit(self, module: nn.Module, role: str, value: Tensor) -> Tensor:
-        """Report a value ([batch, head, query|key, ...]; z as [batch, query, head, width]) and take back what to use."""
+        """Report a value ([batch, head, query|key, ...]; z as [batch, query, head, width]) and take back what to
+        use.
+        """
         ...
 
 

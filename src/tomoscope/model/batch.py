@@ -1,8 +1,9 @@
 """From prompts to a padded batch, and from positions as a person says them to columns of it.
 
-A prompt is a text, a sequence of token ids, or any object with `.text` and `.spans` (labelled character ranges). Decoders
-are padded on the left and encoders on the right, and position ids come from the mask: transformers itself does not do
-this, and a left-padded GPT-2 is then off by 2.7 in its logits. Positions always count from the prompt's own first token.
+A prompt is a text, a sequence of token ids, or any object with `.text` and `.spans` (labelled character ranges).
+Decoders are padded on the left and encoders on the right, and position ids come from the mask: transformers itself
+does not do this, and a left-padded GPT-2 is then off by 2.7 in its logits. Positions always count from the prompt's
+own first token.
 
 A token belongs to a span when their character ranges overlap, so a leading space that was merged into the first word's
 token belongs to it too.
@@ -26,10 +27,14 @@ class PromptLike(Protocol):
     """Anything with a text and labelled character ranges (end exclusive)."""
 
     @property
-    def text(self) -> str: ...
+    def text(self) -> str:
+        """The whole text."""
+        ...
 
     @property
-    def spans(self) -> Mapping[str, tuple[int, int]]: ...
+    def spans(self) -> Mapping[str, tuple[int, int]]:
+        """Label -> (start, end) characters, end exclusive."""
+        ...
 
 
 PromptInput = str | Sequence[int] | Tensor | PromptLike
@@ -128,7 +133,8 @@ class Batch:
             [batch, position] columns (None for all), and whether `at` was one position, which drops the axis.
 
         Raises:
-            PromptError: a position outside a prompt, an unknown label, or spans of unequal length asked for with ".all".
+            PromptError: a position outside a prompt, an unknown label, or spans of unequal length asked for with
+            ".all".
         """
         if at is None:
             return None, False
@@ -137,7 +143,8 @@ class Batch:
         rows = [[column for one in wanted for column in self._one(row, one)] for row in range(len(self))]
         if len({len(row) for row in rows}) > 1:
             raise PromptError(
-                f"at={at!r} covers different numbers of tokens in different prompts ({sorted({len(r) for r in rows})}).",
+                f"at={at!r} covers different numbers of tokens in different prompts "
+                f"({sorted({len(r) for r in rows})}).",
                 remedy="Ask for one token of the span (.first, .last), or read the prompts in groups of equal length.",
             )
         return torch.tensor(rows, dtype=torch.long).reshape(len(self), -1), single
@@ -172,7 +179,7 @@ def encode(prompt: PromptInput, tokenizer: Any, *, context: int | None = None, r
     """
     if isinstance(prompt, Encoded):
         encoded = prompt
-    elif isinstance(prompt, str) or isinstance(prompt, PromptLike):
+    elif isinstance(prompt, str | PromptLike):
         encoded = _encode_text(prompt, tokenizer, row)
     else:
         encoded = Encoded(tuple(int(token) for token in prompt))

@@ -1,10 +1,11 @@
 """Running part of a model: blocks below a layer are bypassed, and the stream that reaches it is given.
 
-A bypassed block's `forward` is replaced for the call by a function that returns the stream unchanged, in the type the block
-returns. Embedding, masks, positions, final norm and head stay the model's own, so this needs no knowledge of a family.
+A bypassed block's `forward` is replaced for the call by a function that returns the stream unchanged, in the type the
+block returns. Embedding, masks, positions, final norm and head stay the model's own, so this needs no knowledge of a
+family.
 
-How it can mislead: blocks that hand on more than the stream (a shared position bias, memory tokens) can't be bypassed; the
-callers check a bypassed run against a whole one before they rely on it.
+How it can mislead: blocks that hand on more than the stream (a shared position bias, memory tokens) can't be bypassed;
+the callers check a bypassed run against a whole one before they rely on it.
 """
 
 from __future__ import annotations

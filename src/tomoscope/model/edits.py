@@ -4,13 +4,13 @@
     replace("layer.3.attn.z[head=2]", other["layer.3.attn.z[head=2]"], at="subject")
     zero("layer.0.mlp.out")     scale(site, 0.5)     project_out(site, directions)     noise(site, 3.0, seed=0)
 
-An edit is applied to the tensor that the model itself computed, in the order of the list, before anything reads the site.
-`at` says where, as in `Subject.read`; `rows` which items of the batch; a head selection in the site's name which heads.
-The value must broadcast against the region that the edit selects, whose shape is exactly what `read` with the same site
-and `at` returns (restricted to `rows`).
+An edit is applied to the tensor that the model itself computed, in the order of the list, before anything reads the
+site. `at` says where, as in `Subject.read`; `rows` which items of the batch; a head selection in the site's name which
+heads. The value must broadcast against the region that the edit selects, whose shape is exactly what `read` with the
+same site and `at` returns (restricted to `rows`).
 
-How it can mislead: a *scale*, *zero* or *mean* edit takes the model off its distribution; a replacement from another prompt
-(a patch) stays closer to it. Adding the same vector at every position also moves attention's keys and values.
+How it can mislead: a *scale*, *zero* or *mean* edit takes the model off its distribution; a replacement from another
+prompt (a patch) stays closer to it. Adding the same vector at every position also moves attention's keys and values.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ class Edit:
             fits = False
         if not fits:
             raise EditError(
-                f"The value of the edit at {self.site} has shape {tuple(value.shape)}, but the region it is to be written "
+                f"The value of the edit at {self.site} has shape {tuple(value.shape)}, but the region it is to be "
+                f"written "
                 f"to has shape {tuple(region.shape)}.",
                 remedy="Read the site with the same `at` to see the shape; a vector of the last axis always fits.",
             )

@@ -22,7 +22,8 @@ VALUE_NAMES = ("v_proj", "value", "v_lin", "v", "wv")
 FUSED_NAMES = ("c_attn", "query_key_value", "qkv_proj", "Wqkv", "qkv", "W_pack", "in_proj")
 GATE_NAMES = ("gate_proj", "w1", "wi_0", "gate")
 
-# Families whose streams are not a sum of what their modules return: what a person should know instead of a list of errors.
+# Families whose streams are not a sum of what their modules return: what a person should know instead of a list of
+# errors.
 UNSOLVED = {
     "deepseek_v4": "the block carries several streams (hyper-connections)",
     "hy_v4": "the block carries several streams (hyper-connections)",

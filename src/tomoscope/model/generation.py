@@ -1,8 +1,8 @@
 """Continuing prompts under edits, with a key-value cache and equal to the same without one.
 
-Positions are absolute: an edit at "last" is written at the prompt's last token, in prefill and in no later step; an edit
-without `at` is written at every token, prompt and generated. `during="prefill"` or "decode" restricts an edit to the prompt
-or to generated tokens.
+Positions are absolute: an edit at "last" is written at the prompt's last token, in prefill and in no later step; an
+edit without `at` is written at every token, prompt and generated. `during="prefill"` or "decode" restricts an edit to
+the prompt or to generated tokens.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ def _step_arguments(arguments: dict[str, Any], batch: Batch, cache: Any) -> dict
 
 
 def _longer(batch: Batch, chosen: Tensor) -> Batch:
-    assert batch.input_ids is not None and batch.attention_mask is not None
+    assert batch.input_ids is not None
+    assert batch.attention_mask is not None
     ids = torch.cat([batch.input_ids, chosen[:, None].to(batch.input_ids.device)], dim=1)
     mask = torch.cat([batch.attention_mask, torch.ones_like(batch.attention_mask[:, :1])], dim=1)
     return Batch(

@@ -1,8 +1,8 @@
 """Gradients of a metric at any sites: one forward with the sites kept in the graph, one backward.
 
-Parameters are frozen for the call, so no weight gradient is computed and a backward costs about one forward. A pattern or
-its scores have a gradient only where the kernel uses them, so those layers run as pattern @ value for this call: their
-logits may then differ from the fused kernel's in the last bits.
+Parameters are frozen for the call, so no weight gradient is computed and a backward costs about one forward. A pattern
+or its scores have a gradient only where the kernel uses them, so those layers run as pattern @ value for this call:
+their logits may then differ from the fused kernel's in the last bits.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _finish(session: Session, site: Site, grad: Tensor, value: Tensor) -> tuple[
         block = session.structure.blocks[site.layer]
         heads = block.shapes["n_heads"]
         projection = session.model.get_submodule(block.projection)
-        z = session.values[Site("attn.z", site.layer)] if Site("attn.z", site.layer) in session.values else None
+        z = session.values.get(Site("attn.z", site.layer))
         grad = session._shaped(Site("attn.out", site.layer), grad)
         result = head_results(projection, z.detach()) if z is not None else torch.full((1,), torch.nan)
         return grad[:, :, None].expand(-1, -1, heads, -1), result

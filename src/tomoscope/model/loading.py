@@ -1,8 +1,8 @@
 """open_model: from a hub id, a local directory or a module to a subject, with every check before the long work.
 
-Only safetensors are read and only transformers' own code is run, unless the caller allows otherwise by name. A directory is
-checked before a weight is loaded: the config is there and names a class, every weights file is whole (its header is read
-and compared with its length), and after loading every shape is the config's and every number is finite.
+Only safetensors are read and only transformers' own code is run, unless the caller allows otherwise by name. A
+directory is checked before a weight is loaded: the config is there and names a class, every weights file is whole (its
+header is read and compared with its length), and after loading every shape is the config's and every number is finite.
 """
 
 from __future__ import annotations
@@ -118,7 +118,8 @@ def check_directory(directory: Path, *, allow_remote_code: bool = False, allow_p
         raise CorruptModelError(f"{path} holds a {type(config).__name__}, not a config.", remedy="Copy the file again.")
     if config.get("auto_map") and not allow_remote_code and not _native(config):
         raise UnsafeFormatError(
-            f"{directory} wants to run code of its own ({next(iter(config['auto_map'].values()))}), which tomoscope does not do.",
+            f"{directory} wants to run code of its own ({next(iter(config['auto_map'].values()))}), which tomoscope "
+            f"does not do.",
             remedy="Read that code, then pass allow_remote_code=True if you trust it.",
         )
     weights = sorted(directory.glob("*.safetensors"))
@@ -131,7 +132,8 @@ def check_directory(directory: Path, *, allow_remote_code: bool = False, allow_p
         if not allow_pickle:
             raise UnsafeFormatError(
                 f"{directory} holds only pickled weights ({pickled[0]}); unpickling can run any code.",
-                remedy="Convert them with save_pretrained(safe_serialization=True), or pass allow_pickle=True if you trust them.",
+                remedy="Convert them with save_pretrained(safe_serialization=True), or pass allow_pickle=True if you "
+                "trust them.",
             )
     index = directory / "model.safetensors.index.json"
     if index.is_file():
@@ -233,21 +235,24 @@ def _check_loaded(source: str, info: dict[str, Any]) -> None:
     if wrong:
         key, found, expected = (*wrong[0], "?", "?")[:3] if isinstance(wrong[0], tuple) else (wrong[0], "?", "?")
         raise CorruptModelError(
-            f"{source}: the config and the weights disagree on {len(wrong)} shapes; {key} is {_shape(found)} in the file and "
+            f"{source}: the config and the weights disagree on {len(wrong)} shapes; {key} is {_shape(found)} in the "
+            f"file and "
             f"{_shape(expected)} by the config.",
             remedy="Use the config that belongs to the weights.",
         )
     absent = sorted(info.get("missing_keys") or ())
     if absent:
         raise CorruptModelError(
-            f"{source}: {len(absent)} of the model's weights are not in the files, first {absent[0]}; they would be random.",
+            f"{source}: {len(absent)} of the model's weights are not in the files, first {absent[0]}; they would be "
+            f"random.",
             remedy="Use the config and the architecture that belong to the weights.",
         )
     extra = sorted(info.get("unexpected_keys") or ())
     layered = [key for key in extra if any(piece.isdigit() for piece in key.split("."))]
     if layered:
         raise CorruptModelError(
-            f"{source}: {len(layered)} weights of blocks in the files have no place in the model, first {layered[0]}: the config "
+            f"{source}: {len(layered)} weights of blocks in the files have no place in the model, first {layered[0]}: "
+            f"the config "
             "describes a smaller model.",
             remedy="Use the config that belongs to the weights.",
         )

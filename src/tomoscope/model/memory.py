@@ -1,4 +1,6 @@
-"""How many rows of a batch fit: an estimate from the model's widths and what is asked for, against the memory that is free."""
+"""How many rows of a batch fit: an estimate from the model's widths and what is asked for, against the memory that is
+free.
+"""
 
 from __future__ import annotations
 

@@ -264,7 +264,9 @@ def _facts(
 
 @torch.no_grad()
 def _measure(subject: Subject, inputs: dict[str, Any]) -> None:
-    """Measure how far reading every site at once moves the logits, and check the residual identity on this very model."""
+    """Measure how far reading every site at once moves the logits, and check the residual identity on this very
+    model.
+    """
     plain = unwrap(subject.model(**inputs))[0]
     rows = len(next(v for v in inputs.values() if isinstance(v, Tensor)))
     wanted = []

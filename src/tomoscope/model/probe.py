@@ -195,7 +195,9 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
 
 
 def record_upcast(call: Call, *, n_heads: int, traced: list[str]) -> Recording:
-    """Record one block again in float32, for models whose own precision is too coarse to solve for what adds to what."""
+    """Record one block again in float32, for models whose own precision is too coarse to solve for what adds to
+    what.
+    """
     block = copy.deepcopy(call.module).float()
     recording = record(
         block,

@@ -1,9 +1,10 @@
 """Which modules write to the residual stream, solved from what they were seen to compute.
 
-A block maps the stream x to y. If y - x is a sum of a few of its children's outputs, with constant factors, those children
-are its writers; the factors are found by least squares, so a family's multipliers need not be known. Candidates are taken
-from the shallowest modules first and the smallest sum that fits wins. Where no sum fits, the block may renormalise the
-stream (BERT, OpenAI GPT): then y is a norm of a sum, and the same search runs on what went into the norm.
+A block maps the stream x to y. If y - x is a sum of a few of its children's outputs, with constant factors, those
+children are its writers; the factors are found by least squares, so a family's multipliers need not be known.
+Candidates are taken from the shallowest modules first and the smallest sum that fits wins. Where no sum fits, the
+block may renormalise the stream (BERT, OpenAI GPT): then y is a norm of a sum, and the same search runs on what went
+into the norm.
 
 How it can mislead: two modules with equal outputs (a linear layer and the dropout after it) cannot be told apart; the
 shallowest is named. A fit in half precision is too coarse, so callers pass float32 recordings.
@@ -127,7 +128,8 @@ def plain_factor(value: float, near: float) -> float:
 
 def solve_block(block: Call, calls: Sequence[Call]) -> Sum | None:
     """The writers of a block whose output is its input plus a sum of its modules' outputs."""
-    assert block.input is not None and block.output is not None
+    assert block.input is not None
+    assert block.output is not None
     like = block.output
     target = as_stream(block.output, like) - as_stream(block.input, like)
     for depth in (1, 2, 3):

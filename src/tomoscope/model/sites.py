@@ -3,7 +3,8 @@
     embed  pos_embed  layer.6.resid_pre  layer.6.resid_mid  layer.6.resid_post
     layer.6.attn.q|k|v|scores|pattern|z|result|out      layer.6.mlp.in|pre|post|out      layer.6.router
     norm.final  logits
-    encoder.stages.2.layers.0.convolution               any other module by its path: its output (`.input` for what goes in)
+    encoder.stages.2.layers.0.convolution               any other module by its path: its output (`.input` for what
+    goes in)
 
 `layer.*.resid_post`, `layer.0-5.mlp.out`, `layer.1,3.attn.z[head=2]` select several. Attention and MLP outputs are
 *residual contributions*: what is added to the stream, after any norm or scale of the branch. TransformerLens hook names

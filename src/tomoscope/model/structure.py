@@ -1,9 +1,9 @@
 """From a probe forward to a map of sites: where each site lives in this model, or why it has none.
 
-Steps, in the order of the code: find the blocks (a list of modules, each fed by the one before); solve each block for its
-writers (residual.py); tell attention from MLP; find what is inside each; find embedding, final norm and head.
-Nothing here knows a family's name. The identity resid_post = resid_pre + sum of writes is measured for every block and kept
-as `identity_error`; opening fails to give `attn.out` and `mlp.out` of a block where it does not hold.
+Steps, in the order of the code: find the blocks (a list of modules, each fed by the one before); solve each block for
+its writers (residual.py); tell attention from MLP; find what is inside each; find embedding, final norm and head.
+Nothing here knows a family's name. The identity resid_post = resid_pre + sum of writes is measured for every block and
+kept as `identity_error`; opening fails to give `attn.out` and `mlp.out` of a block where it does not hold.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -116,7 +117,7 @@ def find_blocks(model: nn.Module, recording: Recording) -> list[str]:
         paths = [f"{name}.{child}".strip(".") for child, _ in module.named_children()]
         calls = [recording.calls.get(path) for path in paths]
         chain = [c for c in calls if c is not None and c.times == 1 and _maps_stream(c)]
-        fed = all(close(b.input, a.output) for a, b in zip(chain, chain[1:], strict=False))
+        fed = all(close(b.input, a.output) for a, b in pairwise(chain))
         deep = chain and any(next(call.module.children(), None) is not None for call in chain)
         # a stack of blocks, not the layers of one MLP: blocks have children, and none is part of a block already found
         if len(chain) == len(paths) and fed and deep and len(chain) > len(best):
@@ -161,7 +162,7 @@ class BlockReader:
         self.recording = upcast or recording
         self.native = recording
         self.call = self.recording.calls[path]
-        self.calls = [call for call in self.recording.inside(path)]
+        self.calls = list(self.recording.inside(path))
         self.by_path = {call.path: call for call in self.calls}
         raw = recording.calls[path].raw_output
         self.block = Block(path, len(raw) if isinstance(raw, tuple | list) else 0, attention=attention, route=route)
@@ -202,7 +203,9 @@ class BlockReader:
         self._assign(tuple(term for step in steps for term in step.writes.terms))
 
     def _assign(self, terms: Iterable[Term]) -> None:
-        """Tell attention's writes from the MLP's: inside the attention module, around it, or fed by what it returned."""
+        """Tell attention's writes from the MLP's: inside the attention module, around it, or fed by what it
+        returned.
+        """
         attention = self.block.attention
         owned = {attention} if attention else set()
         for term in sorted(terms, key=lambda t: self.by_path[t.path].finish):
@@ -389,7 +392,9 @@ class BlockReader:
             return
         like = self.call.output
         write = self.by_path[attn[0].path].output
-        assert like is not None and self.call.input is not None and write is not None
+        assert like is not None
+        assert self.call.input is not None
+        assert write is not None
         middle = self.call.input.reshape(like.shape) + attn[0].factor * write.reshape(like.shape)
         readers = [
             c

@@ -389,8 +389,8 @@ class Subject:
         """Run the model with edits, and give its logits and any sites.
 
         Returns:
-            Logits [batch, position, vocab] on the model's device, the sites asked for, and the padded batch. A batch too
-            large for memory is run in pieces; the result must fit.
+            Logits [batch, position, vocab] on the model's device, the sites asked for, and the padded batch. A batch
+            too large for memory is run in pieces; the result must fit.
         """
         batch, wanted = self.tokens(prompts), self.resolve(read)
         step = self.rows_per_call(max(batch.width, 1), wanted)
@@ -473,7 +473,8 @@ class Subject:
 
         Args:
             prompts: see `tokens`.
-            metric: from logits and the batch to one number a row, which depends on that row's logits only; `batch.indices`
+            metric: from logits and the batch to one number a row, which depends on that row's logits only;
+                `batch.indices`
                 says which prompts the rows are.
             sites: names or patterns; whole sites (select heads from the result).
             edits: written in the same forward.
@@ -486,7 +487,9 @@ class Subject:
     def stream(
         self, prompts: Iterable[PromptInput], *sites: str | Site, at: Any = None, batch_size: int | None = None
     ) -> Iterator[Activations]:
-        """Read sites over any number of prompts in bounded memory, in their order; the batch size follows the memory."""
+        """Read sites over any number of prompts in bounded memory, in their order; the batch size follows the
+        memory.
+        """
         wanted = self.resolve(sites)
         waiting: list[Encoded] = []
         for row, prompt in enumerate(prompts):
@@ -510,7 +513,9 @@ class Subject:
         seed: int = 0,
         cached: bool = True,
     ) -> list[str]:
-        """Continue prompts under edits; see `generation.generate_tokens` for the meaning of positions while decoding."""
+        """Continue prompts under edits; see `generation.generate_tokens` for the meaning of positions while
+        decoding.
+        """
         from tomoscope.model.generation import generate_tokens
 
         ids = generate_tokens(
@@ -530,8 +535,8 @@ class Subject:
     def unembed(self, stream: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
         """Logits that the model's own head gives for values of the last block's output.
 
-        The model itself is run with its blocks bypassed, so the final norm, scales and soft-caps are its own. The result
-        has a gradient where the stream asks for one.
+        The model itself is run with its blocks bypassed, so the final norm, scales and soft-caps are its own. The
+        result has a gradient where the stream asks for one.
         """
         from tomoscope.model.bypass import unembed
 

@@ -1,13 +1,13 @@
 """One call of the model with sites read and written.
 
-Hooks are attached for the call and removed after it, whatever happens. Each place in the model (a module's input or output,
-attention's roles, the projection that makes per-head results) has one hook, which turns the model's tensor into the site's
-value, applies the edits in their order, records what is asked for, and hands the tensor back - the very same object where
-nothing was edited, so that reading leaves the logits bit-identical.
+Hooks are attached for the call and removed after it, whatever happens. Each place in the model (a module's input or
+output, attention's roles, the projection that makes per-head results) has one hook, which turns the model's tensor
+into the site's value, applies the edits in their order, records what is asked for, and hands the tensor back - the
+very same object where nothing was edited, so that reading leaves the logits bit-identical.
 
-`resid_mid` of a sequential block is no module's output: it is read where the next norm takes it in, and written by changing
-what attention adds. `attn.result` is computed from z and the output projection, and written by changing the projection's
-output by the difference.
+`resid_mid` of a sequential block is no module's output: it is read where the next norm takes it in, and written by
+changing what attention adds. `attn.result` is computed from z and the output projection, and written by changing the
+projection's output by the difference.
 """
 
 from __future__ import annotations
@@ -109,7 +109,8 @@ def _write(value: Tensor, bound: Bound, *, past: int, owned: bool) -> Tensor:
 
 
 def _scatter(value: Tensor, bound: Bound, past: int, owned: bool) -> Tensor:
-    assert bound.edit.index is not None and bound.edit.value is not None
+    assert bound.edit.index is not None
+    assert bound.edit.value is not None
     rows, columns, heads = bound.edit.index.to(value.device).unbind(1)
     moved = _position_first(value if owned else value.clone(), bound.site.position_axis)
     new = bound.edit.value.to(device=value.device, dtype=value.dtype)
@@ -298,7 +299,9 @@ class Session:
         return [b for b in self.edits.get(site, ()) if b.edit.during in ("all", self.phase)]
 
     def _shaped(self, site: Site, value: Tensor) -> Tensor:
-        """The value with the site's axes: families flatten batch and position, or leave the batch of positions at one."""
+        """The value with the site's axes: families flatten batch and position, or leave the batch of positions at
+        one.
+        """
         if site.part == "module":
             return value
         want = len(site.axes)
@@ -384,7 +387,9 @@ class Session:
 
 
 def head_results(projection: nn.Module, z: Tensor) -> Tensor:
-    """[.., head, head_dim] through each head's own slice of an output projection, without its bias: [.., head, d_model]."""
+    """[.., head, head_dim] through each head's own slice of an output projection, without its bias: [.., head,
+    d_model].
+    """
     weight = projection.weight
     assert isinstance(weight, Tensor)
     # transformers' Conv1D stores [in, out], a linear layer [out, in]

@@ -7,11 +7,11 @@ circuits they make, whatever the family stores (fused or not, transposed or not,
     w.OV(layer)           [head, d_model, d_model] as factors; w.composition("Q") the scores of Elhage et al. 2021
     with w.edited(("layer.3.mlp.W_out", change)): ...      a weight edit that is undone at the end
 
-One layer's weights are views of the model's own parameters where the layout allows, so nothing is copied for a model of any
-size; only shared keys and values are repeated, and only `stack()` copies.
+One layer's weights are views of the model's own parameters where the layout allows, so nothing is copied for a model
+of any size; only shared keys and values are repeated, and only `stack()` copies.
 
-How it can mislead: norms are not folded in (the field's other tools may fold them); a branch's own norm or scale (Gemma 2,
-Granite) stands between W_O and the stream; composition scores ignore norms and positions.
+How it can mislead: norms are not folded in (the field's other tools may fold them); a branch's own norm or scale
+(Gemma 2, Granite) stands between W_O and the stream; composition scores ignore norms and positions.
 
 Source: Elhage et al. 2021, A Mathematical Framework for Transformer Circuits.
 """
@@ -54,7 +54,9 @@ class Factored(NamedTuple):
 
 
 class Layered(Sequence[Tensor]):
-    """One kind of weights of every layer: `weights[layer]` is a view, `stack()` a copy of all with a leading layer axis."""
+    """One kind of weights of every layer: `weights[layer]` is a view, `stack()` a copy of all with a leading layer
+    axis.
+    """
 
     def __init__(self, get: Callable[[int], Tensor], n_layers: int) -> None:
         self._get, self._n_layers = get, n_layers

@@ -2,9 +2,9 @@
 
 On random tokens said twice (r1 .. rL r1 .. rL) a head's attention from the second copy tells its role: to the token
 before (previous-token), to the same token's first occurrence (duplicate-token), to the token after that (induction;
-Olsson et al. 2022, arXiv:2209.11895). Copying is read from the weights: the eigenvalues of W_E W_V W_O W_U, whose sum
-over the sum of their moduli is 1 for a head that raises the tokens it attends to and -1 for one that lowers them
-(Elhage et al. 2021).
+Olsson et al. 2022, arXiv:2209.11895). Copying is read from the weights: the eigenvalues of W_E W_V W_O W_U (W_U
+centred over the vocabulary), whose sum over the sum of their moduli is 1 for a head that raises the tokens it attends
+to and -1 for one that lowers them (Elhage et al. 2021).
 
 How it can mislead: random tokens are off the training distribution; a head may do something else on text. Attention is
 not use: a head's role says what it looks at, not that the model needs it. Position alone can imitate a role, so every
@@ -196,6 +196,8 @@ def copying_scores(subject: Any, *, permutations: int = 10, seed: int = 0) -> Co
     layers = readable_layers(subject, "attn.z")
     vocab = min(weights.W_E.shape[0], weights.W_U.shape[1])  # a family may pad one of them, or embed more than it says
     W_E, W_U = weights.W_E[:vocab].double().cpu(), weights.W_U[:, :vocab].double().cpu()
+    # what raises every token alike raises none, and is the same however the vocabulary is shuffled
+    W_U = W_U - W_U.mean(dim=1, keepdim=True)
     generator = torch.Generator().manual_seed(seed)
     shuffles = [torch.randperm(vocab, generator=generator) for _ in range(permutations)]
     # [1 + permutation, d_model, d_model]: from what a head writes, through the vocabulary, to what it reads

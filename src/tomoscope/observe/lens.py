@@ -133,7 +133,8 @@ def logit_lens(
 
     Raises:
         DataError: no prompts, or as many answers as prompts were not given.
-        UnavailableSiteError: a model without an unembedding or without streams.
+        UnavailableSiteError: a model without an unembedding or without streams, or whose logits are not its last
+            stream decoded (measured in every call).
     """
     prompts = list(prompts)
     if not prompts:
@@ -150,7 +151,18 @@ def logit_lens(
         batch = _decode(subject, streams, logits, answer, chunk_bytes)
         batches.append(batch | {"prompt": samples.prompt, "position": samples.position})
     whole = {key: torch.cat([batch[key] for batch in batches], dim=-1) for key in batches[0]}
+    _check_end(subject, whole["kl"][-1])
     return LensReading(sites=sites, **whole)
+
+
+def _check_end(subject: Any, kl: Float[Tensor, " sample"]) -> None:
+    """The last stream, decoded, must be the model's own answer; else no row of the lens means anything."""
+    gap = float(kl.abs().max())
+    if gap > (1e-3 if subject.dtype in (torch.float32, torch.float64) else 5e-2):
+        raise UnavailableSiteError(
+            f"Decoding the last stream of {subject.name} does not give its own logits (KL {gap:.2g} nats): its end "
+            "reads more than that stream, so a logit lens does not apply."
+        )
 
 
 def _decode(

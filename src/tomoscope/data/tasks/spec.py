@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from tomoscope.data.pairs import PairSet
 
 Metric = Literal["logit_difference", "probability_difference"]
 
 
+@runtime_checkable
 class Make(Protocol):
     """A task's generator: `make(tokenizer, n, seed=..., corruption=...)`, with further options of its own."""
 
