@@ -19,7 +19,7 @@ from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
-sys.path[:0] = [str(ROOT / "src"), str(DOCS)]
+sys.path[:0] = [str(ROOT / "src"), str(DOCS), str(ROOT)]
 
 NOTE = "<!-- Built by docs/build.py from the source; edit the docstrings, then run `make docs`. -->\n\n"
 PACKAGES = (
@@ -39,12 +39,13 @@ PACKAGES = (
 
 def pages() -> dict[str, str]:
     """Every built page: file name in docs/api/ -> Markdown."""
-    from builder import catalogue, commands, reference
+    from builder import catalogue, commands, families, reference
 
     built = {f"{name.removeprefix('tomoscope.')}.md": reference.package_page(name) for name in PACKAGES}
     built["command-line.md"] = commands.page()
     built["exams-and-protocols.md"] = catalogue.exams_page()
     built["tasks.md"] = catalogue.tasks_page()
+    built["families.md"] = families.page()
     return {name: NOTE + text.rstrip() + "\n" for name, text in built.items()}
 
 
