@@ -353,9 +353,7 @@ def test_gradients_at_a_site_that_was_written_whole(name: str) -> None:
     inputs = ZOO[name].inputs(seed=13)
     value = torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(1))
     for site in ("embed", "layer.1.resid_post", "layer.1.mlp.out"):
-        out = subject.gradients(
-            inputs, lambda logits, batch: logits[:, -1, 5], [site], edits=[replace(site, value)]
-        )
+        out = subject.gradients(inputs, lambda logits, batch: logits[:, -1, 5], [site], edits=[replace(site, value)])
         torch.testing.assert_close(out.values[site], value)
         step = 1e-2 * torch.randn(value.shape, generator=torch.Generator().manual_seed(2))
         ends = [subject.run(inputs, edits=[replace(site, value + sign * step)]).logits[:, -1, 5] for sign in (1, -1)]

@@ -6,7 +6,8 @@ position on, with all heads (and prompts) of a place as rows of one batch:
 
     1. one block on single tokens: what the patch makes of the stream at its own place (all patches of a layer at once);
     2. the blocks above on the tokens from there on, with the keys and values before it from the base run;
-    3. the final norm at the last token, and only the logits that the metric asks for.
+    3. in the last block, only the last token after attention; then the final norm there, and only the logits that the
+       metric asks for.
 
 The mean patch costs a quarter of a forward, which is the floor for exhaustive grids. Nothing of the model is written
 again: blocks below are bypassed, the cache is the library's own. Where a family does not allow it (encoders see both
@@ -58,6 +59,7 @@ class Engine:
         self.width = batch.width
         self.last = batch.last
         self.mode = mode or ("sliced" if subject.facts.kind == "decoder" else "suffix")
+        self.trims = self.mode == "sliced"
         self.precision = torch.float64 if subject.dtype == torch.float64 else torch.float32
         self._base()
 
@@ -153,7 +155,7 @@ class Engine:
         )
         session.past = column
         output = None
-        with self._from(layer, stream), session:
+        with self._from(layer, stream), self._trimmed(layer, column, edits), session:
             output = self.subject.model(**self._arguments(rows_on, layer, column))
         place = self.last[rows] - column
         if self._head is not None:
@@ -209,6 +211,35 @@ class Engine:
 
         block = self.subject.model.get_submodule(blocks[layer].path)
         stack.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)
+        return stack
+
+    def _trimmed(self, layer: int, column: int, edits: Sequence[Bound]) -> ExitStack:
+        """In the last block, let only the last token through the output projection and the MLP.
+
+        No later block mixes positions, so the others' streams are never used; what they hold after this is meaningless.
+        The sum with the residual broadcasts. A family in which that does not hold is found out by `check`.
+        """
+        stack = ExitStack()
+        block = self.subject.structure.blocks[-1]
+        tap = block.taps.get("mlp.in")
+        if (
+            not self.trims
+            or edits
+            or layer >= self.n_layers
+            or column >= self.width - 1
+            or tap is None
+            or tap.side != "in"
+        ):
+            return stack
+
+        def last_only(module: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+            value, put = main_input(args, kwargs)
+            return None if value is None else put(value[:, -1:])
+
+        for path in (block.projection, tap.path):
+            if path:
+                module = self.subject.model.get_submodule(path)
+                stack.callback(module.register_forward_pre_hook(last_only, with_kwargs=True).remove)
         return stack
 
     # ---- step 1: one block, single tokens
@@ -356,10 +387,12 @@ class Engine:
             Whether the mode was kept.
         """
         generator = torch.Generator().manual_seed(seed)
-        places = torch.randperm(columns.shape[1], generator=generator)[:count]
+        # the earliest position takes every shortcut that there is, so it is always among them
+        earliest = columns.float().mean(0).argmin()[None]
+        places = torch.cat([earliest, torch.randperm(columns.shape[1], generator=generator)[: count - 1]]).unique()
         plain = Engine(self.subject, self.batch, edits=self.edits, mode="plain")
         expected = plain.patches(layer, part, columns[:, places], new[:, places], metric)
-        kept = self.mode
+        kept, trimmed = self.mode, self.trims
         spread = float(self.logits.float().std()) or 1.0
         while self.mode != "plain":
             try:
@@ -368,9 +401,12 @@ class Engine:
                     break
             except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError, TomoscopeError):
                 pass  # the family does not take this way of being run; the next mode asks less of it
+            if self.trims:
+                self.trims = False
+                continue
             self.mode = MODES[MODES.index(self.mode) + 1]
             self.cache = None
-        return self.mode == kept
+        return self.mode == kept and self.trims == trimmed
 
 
 def _repeat(edit: Edit, rows: Tensor, total: int) -> Edit:
