@@ -21,7 +21,7 @@ from typing import Any
 from playwright.sync_api import sync_playwright
 
 PICTURE = Path(__file__).parent / "images" / "report.png"
-WIDTH, TOP = 1280, 760
+WIDTH, TOP, COLUMN = 1280, 745, 372
 LIMIT = 300_000
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
@@ -64,7 +64,7 @@ def _with_heatmap(ledger: Any) -> Any:
 
 def _sheet(top: bytes, article: bytes) -> str:
     images = [base64.b64encode(part).decode() for part in (top, article)]
-    style = "body{margin:0;background:#fdfdfb}img{display:block}img+img{margin:0 auto;padding:24px 0 40px}"
+    style = f"body{{margin:0;background:#fdfdfb}}img{{display:block}}img+img{{padding:24px 0 40px {COLUMN}px}}"
     sources = "".join(f'<img src="data:image/png;base64,{image}">' for image in images)
     return f"<style>{style}</style>{sources}"
 
