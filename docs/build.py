@@ -4,7 +4,7 @@ One page a public package, from its `__all__`: the package's and its modules' do
 signature and docstring; besides, the command line from its own options, the exams and the tasks from their registries.
 Guide pages beside this file are written by hand. A page can mislead only where a docstring does: nothing is copied.
 
-    python docs/build.py            write the pages
+    python docs/build.py            write the pages, and the README's table of figures (docs/figures.json)
     python docs/build.py --check    exit with 1 if a committed page is not what would be written
 
 Steps: find the exported names, read their source with `ast` (so that a page is the same on every machine: no addresses,
@@ -14,14 +14,17 @@ no paths), render Markdown, write or compare.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 sys.path[:0] = [str(ROOT / "src"), str(DOCS), str(ROOT)]
 
 NOTE = "<!-- Built by docs/build.py from the source; edit the docstrings, then run `make docs`. -->\n\n"
+BEGIN, END = "<!-- figures: from docs/figures.json by `make docs` -->", "<!-- end of figures -->"
 PACKAGES = (
     "tomoscope",
     "tomoscope.model",
@@ -49,6 +52,25 @@ def pages() -> dict[str, str]:
     return {name: NOTE + text.rstrip() + "\n" for name, text in built.items()}
 
 
+def figures_table(figures: dict[str, Any]) -> str:
+    """The table of speed figures as Markdown; what was not measured says so."""
+    where = figures["measured_on"]
+    rows = [f"Measured on {where}." if where else "Not measured yet on an idle machine.", ""]
+    rows += ["| work | to reach | measured | by |", "|---|---|---|---|"]
+    for one in figures["figures"]:
+        rows.append(f"| {one['what']} | {one['target']} | {one['measured'] or 'not measured yet'} | {one['by']} |")
+    return "\n".join(rows)
+
+
+def readme() -> str:
+    """The README with the table of docs/figures.json between its two marks."""
+    text = _read(ROOT / "README.md")
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    table = figures_table(json.loads(_read(DOCS / "figures.json")))
+    return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Write the pages, or compare them with the committed ones; the exit code."""
     parser = argparse.ArgumentParser(description="Build docs/api/ from the docstrings.")
@@ -57,6 +79,9 @@ def main(arguments: list[str] | None = None) -> int:
     folder, built = DOCS / "api", pages()
     folder.mkdir(exist_ok=True)
     stale = [name for name, text in built.items() if _read(folder / name) != text]
+    if _read(ROOT / "README.md") != readme():
+        stale.append("../../README.md")
+        built["../../README.md"] = readme()
     extra = sorted(path.name for path in folder.glob("*.md") if path.name not in built)
     if check:
         for name in [*stale, *extra]:

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from tomoscope import EMBEDDED, Finding, Ledger, open_model, scan_model
 from tomoscope.exams import Context, Exam, Options, register
-from tomoscope.findings import Control, DataNote, Rule, bootstrap_interval, figures, null_interval, null_p_value
+from tomoscope.findings import Control, DataNote, Rule, bootstrap_interval, figures, null_interval, sign_flip_test
 
 
 class HeadOptions(Options):
@@ -28,23 +28,23 @@ def run(context: Context) -> Iterator[Finding]:
     """Choose the head on one half of the prompts, measure it on the other."""
     shape = (context.options.prompts, context.options.length)
     prompts = context.rng("prompts").integers(0, context.subject.facts.d_vocab, shape).tolist()
-    grid = context.subject.read(prompts, "layer.*.attn.pattern").stack("layer.*.attn.pattern").float().numpy()
-    scores = np.diagonal(grid, offset=-1, axis1=3, axis2=4).mean(-1).transpose(1, 0, 2)  # [prompt, layer, head]
+    patterns = context.subject.read(prompts, "layer.*.attn.pattern").stack("layer.*.attn.pattern").float().numpy()
+    scores = np.diagonal(patterns, offset=-1, axis1=3, axis2=4).mean(-1).transpose(1, 0, 2)  # [prompt, layer, head]
     chosen, measured = context.halves(len(scores))
     layer, head = np.unravel_index(scores[chosen].mean(0).argmax(), scores.shape[1:])
-    mean = scores[measured].mean(0)
-    others = np.delete(mean.ravel(), layer * mean.shape[1] + head)
+    grid, mine = scores[measured].mean(0), scores[measured, layer, head]
+    others = np.delete(scores[measured].reshape(len(measured), -1), layer * grid.shape[1] + head, axis=1)
     yield context.claim(
         "head",
         f"Head {layer}.{head} looks at the token before more than the other heads do.",
-        estimate=bootstrap_interval(scores[measured, layer, head], seed=context.seed_for("interval"), unit="attention"),
-        controls=[Control(name="the other heads", estimate=null_interval(others))],
-        p_value=null_p_value(mean[layer, head], others),
-        test="against the other heads",
+        estimate=bootstrap_interval(mine, seed=context.seed_for("interval"), unit="attention"),
+        controls=[Control(name="the other heads", estimate=null_interval(others.mean(0)))],
+        p_value=sign_flip_test(mine - others.mean(1), seed=context.seed_for("test")),
+        test="paired sign-flip test over prompts against the mean of the other heads",
         chosen_on=DataNote(name="random tokens, half A", n=len(chosen)),
         measured_on=DataNote(name="random tokens, half B", n=len(measured)),
         sites=[f"layer.{layer}.attn.pattern[head={head}]"],
-        figures=[context.figure("heads", figures.heatmap(mean, title="Attention to the token before"))],
+        figures=[context.figure("heads", figures.heatmap(grid, title="Attention to the token before"))],
     )
 
 

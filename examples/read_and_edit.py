@@ -15,7 +15,7 @@ def main(model: str | Path = EMBEDDED) -> dict[str, float]:
     """Prints the KL divergence in nats of the next token's distribution under each edit; returns it by edit."""
     subject = open_model(model)
     prompt = Prompt.parse("When Mary and {giver:John} went to the store, {giver_again:John} gave a drink to")
-    site = f"layer.{subject.facts.n_layers // 2}.resid_post"
+    site = "layer.0.resid_post"
     acts = subject.read([prompt], site, at=["giver", "giver_again"])
     print(f"{subject}\n{site} at the two names: {acts.axes[site]} = {tuple(acts[site].shape)}")
 
@@ -27,13 +27,13 @@ def main(model: str | Path = EMBEDDED) -> dict[str, float]:
         "halve it": [scale(site, 0.5, at="giver_again")],
         "project its direction out": [project_out(site, first, at="giver_again")],
         "noise": [noise(site, 0.1, at="giver_again", seed=0)],
-        "no attention in that layer": [zero(site.replace("resid_post", "attn.out"))],
+        "no attention in the next layer": [zero("layer.1.attn.out")],
     }
     # a stack of different edits runs as one batch: [stack, batch, vocab]
     logs = subject.run_stack([prompt], list(edits.values())).float().log_softmax(-1)
     moved = (logs[0].exp() * (logs[0] - logs)).sum(-1)[:, 0].tolist()
     for name, value in zip(edits, moved, strict=True):
-        print(f"{value:8.4f} nats   {name}")
+        print(f"{max(value, 0.0):8.4f} nats   {name}")
     return dict(zip(edits, moved, strict=True))
 
 

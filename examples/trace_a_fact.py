@@ -1,6 +1,7 @@
 """Where is a fact recalled? Noise on the subject's tokens, then one clean state put back at a time.
 
-Run it: python examples/trace_a_fact.py [model] [prompt]      (mark the subject: "The {subject:Space Needle} is in")
+Run it: python examples/trace_a_fact.py [model] [prompt]
+The prompt marks its subject: "The {subject:Space Needle} is in the city of".
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 from tomoscope import EMBEDDED, Prompt, causal_trace, open_model
 from tomoscope.circuits import Trace, noise_scale
 
-FACT = "The {subject:Space Needle} is in the city of"
+FACT = "The capital of {subject:France} is"
 
 
 def main(model: str | Path = EMBEDDED, marked: str = FACT, draws: int = 4) -> dict[str, Trace]:

@@ -37,6 +37,7 @@ from tomoscope.model.taps import Session
 
 STREAM_PARTS = ("resid_pre", "resid_mid", "resid_post", "attn.out", "mlp.out")
 PARTS = (*STREAM_PARTS, "attn.z")
+"""The parts of a layer that a grid can patch."""
 MODES = ("sliced", "suffix", "plain")
 TOLERANCE = 2e-3  # of the logits' spread: float32 sums in another order
 

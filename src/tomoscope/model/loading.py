@@ -21,6 +21,7 @@ from tomoscope.model.opening import build_subject
 from tomoscope.model.subject import Subject
 
 EMBEDDED = Path(__file__).parent / "embedded"
+"""The directory of the small trained model that comes with tomoscope; `card.json` in it says how it was made."""
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _TOKENIZER_FILES = (
