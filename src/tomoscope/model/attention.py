@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,7 @@ from transformers.modeling_utils import AttentionInterface
 ROLES = ("q", "k", "v", "scores", "pattern", "z")
 
 
+@runtime_checkable
 class Watcher(Protocol):
     """What an interception reports to: one object per call of the model."""
 
