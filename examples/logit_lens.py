@@ -22,7 +22,7 @@ def main(model: str | Path = EMBEDDED, prompt: str = "When Mary and John went to
     print("  KL (nats)  p(answer)  best token")
     for site, top, kl, p in zip(reading.sites, reading.top, reading.kl, reading.answer_probability, strict=True):
         token = subject.tokenizer.decode([int(top)])
-        print(f"  {float(kl):9.3f}  {float(p):9.3f}  {token!r:<16} {site}")
+        print(f"  {max(0.0, float(kl)):9.3f}  {float(p):9.3f}  {token!r:<16} {site}")
     return reading
 
 
