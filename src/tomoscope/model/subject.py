@@ -411,7 +411,13 @@ class Subject:
         )
         if self.tokenizer is None:
             return [" ".join(map(str, row)) for row in ids]
-        return [self.tokenizer.decode(row, skip_special_tokens=True) for row in ids]
+        return [self._continued(p.ids, row) for p, row in zip(self.tokens(prompts).prompts, ids, strict=True)]
+
+    def _continued(self, before: Sequence[int], after: Sequence[int]) -> str:
+        """The text that tokens add: decoded alone, some tokenizers drop the space before the first word."""
+        start = self.tokenizer.decode(list(before), skip_special_tokens=True)
+        whole = self.tokenizer.decode([*before, *after], skip_special_tokens=True)
+        return whole[len(start) :] if whole.startswith(start) else self.tokenizer.decode(list(after))
 
     def unembed(self, stream: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
         """Logits that the model's own head gives for values of the last block's output.

@@ -63,13 +63,18 @@ class Session:
         self.past, self.phase = 0, "prefill"
         self.reads = set(reads)
         self.edits: dict[Site, list[Bound]] = {}
-        for bound in edits:
-            self.edits.setdefault(bound.site.whole, []).append(bound)
+        self.set_edits(edits)
         self.points: dict[tuple[str, str], list[Site]] = {}
         self.attention: dict[nn.Module, dict[str, Site]] = {}
         self.streams: dict[int, Tensor] = {}
         for site in dict.fromkeys([*self.edits, *self.reads]):
             self._place(site)
+
+    def set_edits(self, edits: Sequence[Bound]) -> None:
+        """Replace the edits by others at the same sites (or fewer of them)."""
+        self.edits.clear()
+        for bound in edits:
+            self.edits.setdefault(bound.site.whole, []).append(bound)
 
     # ---- where everything lives
 
