@@ -36,7 +36,7 @@ def run(context: Context) -> Iterator[Finding]:
         found[name] = ready(context, name, context.options.n)
     figures = _figures(context, {name: one for name, one in found.items() if isinstance(one, Ready)})
     for name, one in found.items():
-        claim = f"The model does {title(name)} better than chance"
+        claim = f"In {title(name)}, the model does better than chance"
         if isinstance(one, str):
             yield context.not_measured(name, f"{claim}.", one)
         else:
@@ -51,18 +51,18 @@ def _claim(context: Context, name: str, one: Ready, claim: str, figures: list[Fi
             description="A guess among the right and the wrong answers of each prompt.",
         ),
         Control(
-            name="corrupted prompts", estimate=one.share(one.right_corrupted),
-            description="The same answers after the corrupted prompt: high where the words are liked whatever is said.",
-        ),
-        Control(
             name="shuffled answers", estimate=one.share(one.right_shuffled),
             description="The same logits, scored with the answers of another prompt.",
         ),
     ]  # fmt: skip
+    if one.comparable:
+        corrupted = "The same answers after the corrupted prompt: high where words are liked whatever was said."
+        share = one.share(one.right_corrupted)
+        controls.append(Control(name="corrupted prompts", estimate=share, description=corrupted))
     return context.claim(
-        name, f"{claim}: it is right on {percent(float(one.right.mean()))} of {len(one.right)} prompts.",
+        name, f"{claim}: right on {percent(float(one.right.mean()))} of {len(one.right)} prompts.",
         estimate=one.accuracy, controls=controls, p_value=one.p_value, positions="last token",
-        test="the larger p of a binomial test against chance and a paired sign-flip test, clean against corrupted",
+        test="the largest p of a binomial test against chance and paired sign-flip tests of scores against controls",
         measured_on=one.note(), figures=figures,
     )  # fmt: skip
 
@@ -78,8 +78,9 @@ def _figures(context: Context, made: dict[str, Ready]) -> list[FigureRef]:
     chart = context.figure(
         "accuracy",
         bars(
-            np.array([e.value for e in shares]), labels=labels, low=low, high=high, references=said or {"one half": 0.5},
-            title="Share of prompts answered rightly", value_axis="share of prompts",
+            np.array([e.value for e in shares]), labels=labels, low=low, high=high,
+            references=said or {"one half": 0.5}, title="Share of prompts answered rightly",
+            value_axis="share of prompts",
             caption="The right answer beats every wrong one at the last token; Wilson intervals. A guess is right half "
                     "of the time, less often where a task has several wrong answers (see the table).",
         ),
@@ -114,9 +115,9 @@ ABILITIES = Exam(
     presets={"deep": {"n": 512}},
     applies=speaks_text,
     method=(
-        "Each task generates prompts from names and words that are single tokens for this tokenizer. A prompt counts as "
-        "answered rightly where the right answer's logit is above every wrong one's at the last token (for years: where "
-        "the later ones' total probability is above the others')."
+        "Each task generates prompts from names and words that are single tokens for this tokenizer. A prompt counts "
+        "as answered rightly where the right answer's logit is above every wrong one's at the last token (for years: "
+        "where the later ones' total probability is above the others')."
     ),
     cost=1.0,
 )

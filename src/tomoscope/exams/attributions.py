@@ -43,9 +43,7 @@ class TokenOptions(AttributionOptions):
     steps: int = Field(32, ge=2, le=10_000, description="Points on the path from the baseline.")
 
 
-def each_task(
-    context: Context, claim: str, make: Callable[[Context, str, Ready], Finding]
-) -> Iterator[Finding]:
+def each_task(context: Context, claim: str, make: Callable[[Context, str, Ready], Finding]) -> Iterator[Finding]:
     """One finding a task that the model does; "not measured" with the reason for the others."""
     for name in context.track(context.options.tasks, "tasks"):
         said = claim.format(title(name))
@@ -82,7 +80,7 @@ def _direct(context: Context, name: str, task: Ready) -> Finding:
         heatmap(
             values.mean(-1), rows=heads.layers, columns=range(values.shape[1]), row_axis="layer", column_axis="head",
             title=f"{title(name)}: direct effect of every head", value_axis="logits", marks=[(row, head)],
-            caption="What each head writes at the last token into the right answer's lead; the claim's head is outlined.",
+            caption="What each head writes at the last token into the right answer's lead; the claim's is outlined.",
         ),
     )  # fmt: skip
     figures = [_parts(context, name, parts, seed), grid, *shown_pattern(context, name, task, layer, head, measured)]
@@ -216,8 +214,8 @@ TOKEN_ATTRIBUTION = Exam(
     presets={"quick": {"n": 32, "steps": 16}, "deep": {"n": 128, "steps": 100}},
     applies=speaks_text,
     method=(
-        "Integrated gradients (Sundararajan et al. 2017) of the logit difference from the mean embedding; the magnitude "
-        "on a labelled part is compared with that on unlabelled tokens of the same prompts."
+        "Integrated gradients (Sundararajan et al. 2017) of the logit difference from the mean embedding; the "
+        "magnitude on a labelled part is compared with that on unlabelled tokens of the same prompts."
     ),
     cost=3.0,
 )

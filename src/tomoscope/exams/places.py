@@ -14,7 +14,7 @@ from tomoscope.findings.finding import FigureRef
 
 def place_name(label: str) -> str:
     """A labelled position in a sentence."""
-    return "the last token" if label in ("end", "last") else f"the part {label!r}"
+    return "the last token" if label in ("end", "last") else f"{label!r}"
 
 
 def common_labels(task: Ready) -> list[str]:
@@ -23,9 +23,7 @@ def common_labels(task: Ready) -> list[str]:
     return [s for s in task.spec.spans if all(s in p.spans for p in prompts)] or ["last"]
 
 
-def shown_pattern(
-    context: Context, name: str, task: Ready, layer: int, head: int, rows: np.ndarray
-) -> list[FigureRef]:
+def shown_pattern(context: Context, name: str, task: Ready, layer: int, head: int, rows: np.ndarray) -> list[FigureRef]:
     """The head's attention on the first of some prompts, with its tokens; nothing where patterns can't be read."""
     prompt = task.pairs.clean.prompts[int(rows[0])]
     try:

@@ -36,7 +36,7 @@ def own_text(subject: Any, *, n: int, length: int, seed: int) -> list[tuple[int,
     first = np.full(n, start) if start is not None and start < vocab else generator.integers(0, vocab, n)
     length = min(length, subject.facts.context or length)
     made = generate_tokens(subject, [[int(t)] for t in first], max_new_tokens=length - 1, temperature=1.0, seed=seed)
-    prompts = [(int(t), *row) for t, row in zip(first, made, strict=True)]
+    prompts: list[tuple[int, ...]] = [(int(t), *row) for t, row in zip(first, made, strict=True)]
     kept = [row for row in prompts if len(row) >= 4]
     if len(kept) < 4:
         raise DataError(

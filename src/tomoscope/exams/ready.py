@@ -2,8 +2,9 @@
 
 A task that the subject does not do says nothing about its inside: exams of such a task are "not measured: the model
 does not do this task", with the numbers. A task counts as done where the right answer beats every wrong one clearly
-more often than by chance (binomial test), and where the same answers score less after the corrupted prompts (paired
-sign-flip test over clusters): a model that prefers some words whatever it reads passes neither.
+more often than by chance (binomial test), and scores higher than another prompt's answers do, and than the same answers do
+after the corrupted prompt (paired sign-flip tests over clusters): a model that prefers some words whatever it reads
+passes none of them.
 
 How it can mislead: prompts about one subject (a country, a name, a noun) are not independent, so they are one cluster,
 and accuracy counts as many observations as there are clusters. Being right on generated prompts is not being right on
@@ -47,6 +48,8 @@ TITLES = {
     "facts": "capitals of countries",
     "colours": "colours of things",
 }
+STAYS_RIGHT = ("greater_than",)
+"""Tasks whose answers are right after the corrupted prompt too, so that it is no control for being right."""
 GATE = 128
 """Pairs on which it is judged whether a subject does a task, whatever number an exam then uses."""
 GATE_ALPHA = 0.001
@@ -91,6 +94,7 @@ class Ready:
         corrupted: [pair] of the corrupted ones, with the same answers.
         right: [pair], whether the right answer beats every wrong one after the clean prompt.
         right_corrupted: [pair], likewise after the corrupted prompt.
+        shuffled: [pair] metric of the clean prompts with another pair's answers.
         right_shuffled: [pair], likewise after the clean prompt with another pair's answers.
         chance: share of right guesses among a prompt's candidates.
         other: [pair], another pair each, with another answer wherever there is one.
@@ -105,6 +109,7 @@ class Ready:
     corrupted: Float[np.ndarray, " pair"]
     right: Bool[np.ndarray, " pair"]
     right_corrupted: Bool[np.ndarray, " pair"]
+    shuffled: Float[np.ndarray, " pair"]
     right_shuffled: Bool[np.ndarray, " pair"]
     chance: float
     other: Int[np.ndarray, " pair"]
@@ -130,14 +135,20 @@ class Ready:
 
     @cached_property
     def p_value(self) -> float:
-        """Of doing the task: the larger p of more right than by chance, and of a lower score when corrupted."""
+        """Of doing the task: the largest p of being right by chance, and of no higher score than each control's."""
         if self.whole is not None:
             return self.whole.p_value
         n = len(set(self.clusters))
         hits = math.floor(float(self.right.mean()) * n + 1e-9)
         guess = float(binomtest(hits, n, self.chance, alternative="greater").pvalue)
-        seed = stable_seed("paired", self.raw.digest())
-        return max(guess, sign_flip_test(self.scores - self.corrupted, seed=seed, clusters=self.clusters))
+        seed, controls = stable_seed("paired", self.raw.digest()), [self.shuffled]
+        controls += [self.corrupted] if self.comparable else []
+        return max(guess, *(sign_flip_test(self.scores - c, seed=seed, clusters=self.clusters) for c in controls))
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the right answers are no longer right after the corrupted prompts."""
+        return self.spec.name not in STAYS_RIGHT
 
     @property
     def done(self) -> bool:
@@ -150,11 +161,10 @@ class Ready:
         """The reason that exams of this task give where the subject does not do it."""
         if self.done:
             return ""
-        share, gap = self.accuracy, float((self.scores - self.corrupted).mean())
+        share = percent(self.accuracy.value or 0.0)
         return (
-            f"the model does not do this task: right on {percent(share.value or 0.0)} of prompts (by chance "
-            f"{percent(self.chance)}; clean prompts score {gap:.2g} higher than corrupted ones; p = {self.p_value:.2g},"
-            f" {GATE_ALPHA:g} is asked for)"
+            f"the model does not do this task: it is right on {share} of prompts (by chance {percent(self.chance)}; "
+            f"p = {self.p_value:.2g} for doing better than every control, below {GATE_ALPHA:g} is asked for)"
         )
 
     def note(self, part: str = "", rows: Sequence[int] | np.ndarray | None = None) -> DataNote:
@@ -170,7 +180,7 @@ class Ready:
             return self
         raw = self.raw[:n]
         pairs = encode_pairs(subject, raw)
-        arrays = (self.scores, self.corrupted, self.right, self.right_corrupted, self.right_shuffled)
+        arrays = (self.scores, self.corrupted, self.right, self.right_corrupted, self.shuffled, self.right_shuffled)
         other = np.random.default_rng(stable_seed("other", raw.digest()))
         return Ready(
             self.spec, raw, pairs, _metric(self.spec, pairs), *(array[:n] for array in arrays), self.chance,
@@ -190,7 +200,7 @@ def ready(context: Context, name: str, n: int) -> Ready | str:
 
 
 def able(context: Context, name: str, n: int) -> Ready | str:
-    """n pairs of a task that the subject does, or why there are none: judged on `GATE` pairs or more."""
+    """The first n pairs of a task that the subject does, or why there are none: judged on `GATE` pairs or more."""
     key = ("able", name, n, context.scan_seed)
     if key not in context.shared:
         whole = ready(context, name, max(n, GATE))
@@ -221,9 +231,9 @@ def _made(context: Context, name: str, n: int) -> Ready | str:
     other = _derangement(np.random.default_rng(stable_seed("other", raw.digest())), raw)
     rows, swapped = torch.arange(len(raw)), torch.from_numpy(other)
 
-    def score(logits: Tensor) -> np.ndarray:
+    def score(logits: Tensor, of: Tensor) -> np.ndarray:
         shown = logits if metric.tokens is None else logits[:, metric.tokens.to(logits.device)]
-        return metric(shown, rows).double().cpu().numpy()
+        return metric(shown, of).double().cpu().numpy()
 
     def right(logits: Tensor, of: Tensor) -> np.ndarray:
         answers, wrong = pairs.answers[of], pairs.wrong[of]
@@ -234,8 +244,8 @@ def _made(context: Context, name: str, n: int) -> Ready | str:
     counts = [(pairs_ >= 0).sum(1).double() for pairs_ in (pairs.answers, pairs.wrong)]
     chance = 0.5 if spec.metric == "probability_difference" else float((counts[0] / (counts[0] + counts[1])).mean())
     return Ready(
-        spec, raw, pairs, metric, score(clean), score(corrupted), right(clean, rows), right(corrupted, rows),
-        right(clean, swapped), chance, other,
+        spec, raw, pairs, metric, score(clean, rows), score(corrupted, rows), right(clean, rows),
+        right(corrupted, rows), score(clean, swapped), right(clean, swapped), chance, other,
     )  # fmt: skip
 
 

@@ -95,7 +95,9 @@ def run_scan(
                 if step.exam.name in done:
                     continue
                 observer.exam_started(step)
-                record, findings = _run_step(step, subject, ledger, seed, base_command, deadline, budget, observer, shared)
+                record, findings = _run_step(
+                    step, subject, ledger, seed, base_command, deadline, budget, observer, shared
+                )
                 observer.exam_finished(step, record, findings)
             _finish(ledger, protocol)
         except KeyboardInterrupt:
