@@ -2,9 +2,9 @@
 
 A task that the subject does not do says nothing about its inside: exams of such a task are "not measured: the model
 does not do this task", with the numbers. A task counts as done where the right answer beats every wrong one clearly
-more often than by chance (binomial test), and scores higher than another prompt's answers do, and than the same answers do
-after the corrupted prompt (paired sign-flip tests over clusters): a model that prefers some words whatever it reads
-passes none of them.
+more often than by chance (binomial test), and scores higher than another prompt's answers do, and than the same
+answers do after the corrupted prompt (paired sign-flip tests over clusters): a model that prefers some words whatever
+it reads passes none of them.
 
 How it can mislead: prompts about one subject (a country, a name, a noun) are not independent, so they are one cluster,
 and accuracy counts as many observations as there are clusters. Being right on generated prompts is not being right on

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -128,7 +129,7 @@ def _trace(context: Context, task: Ready, known: list[int]) -> Traces:
     sigma = noise_scale(subject, prompts, factor=options.factor)
     shape = (len(known), len(ROWS), subject.facts.n_layers)
     effects = {kind: np.full(shape, np.nan) for kind in KINDS}
-    lost, missing = np.zeros(len(known)), {}
+    lost, missing = np.zeros(len(known)), _untraceable(subject)
     for fact in context.track(range(len(known)), "facts"):
         seed = context.seed_for(f"noise {task.clusters[known[fact]]}") % 2**31
         for kind, out in effects.items():
@@ -145,6 +146,18 @@ def _trace(context: Context, task: Ready, known: list[int]) -> Traces:
             out[fact] = aligned(trace.effect.double().numpy(), *trace.subject)
             lost[fact] = trace.clean - float(trace.corrupted.mean())
     return Traces({kind: out for kind, out in effects.items() if kind not in missing}, lost, sigma, missing)
+
+
+def _untraceable(subject: Any) -> dict[str, str]:
+    """Kind -> why, where a layer does not give the part that is restored."""
+    known, parts = subject.sites(), {"mlp": "mlp.out", "attn": "attn.out"}
+    sites = {kind: [f"layer.{layer}.{part}" for layer in range(subject.facts.n_layers)] for kind, part in parts.items()}
+    out = {}
+    for kind, names in sites.items():
+        lacking = [name for name in names if not known[name].available]
+        if lacking:
+            out[kind] = f"{lacking[0]} can't be restored: {known[lacking[0]].reason or 'the model does not give it'}"
+    return out
 
 
 def aligned(effect: Float[np.ndarray, "token layer"], first: int, end: int) -> Float[np.ndarray, "row layer"]:
