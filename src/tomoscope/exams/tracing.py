@@ -36,6 +36,8 @@ from tomoscope.findings.verdict import Rule
 ROWS = ("first subject token", "middle subject tokens", "last subject token", "further tokens", "last token")
 SUBJECT, LAST = 2, 4
 FEWEST = 8
+LEAST_LOST = 0.02
+"""Probability of the answer that the noise must take, with its whole interval, for anything to be brought back."""
 KINDS = {"hidden": "one state restored", "mlp": "a window of MLPs", "attn": "a window of attentions"}
 CLAIMS = {
     "mlp": ("facts", "The MLPs'", SUBJECT, LAST),
@@ -115,7 +117,7 @@ def _claims(context: Context, task: Ready, known: list[int]) -> Iterator[Finding
     figures = [_picture(context, kind, values, traces) for kind, values in traces.effects.items()]
     for kind, (key, *_) in CLAIMS.items():
         claim = f"{_sentence(kind)}."
-        if lost.low is None or lost.low <= 0.02:
+        if lost.low is None or lost.low <= LEAST_LOST:
             yield context.not_measured(key, claim, f"the noise on the subject hardly takes the answer away ({lost})")
         elif kind in traces.missing:
             yield context.not_measured(key, claim, traces.missing[kind])
