@@ -1,17 +1,27 @@
-"""Which parts write the answer, and which tokens it rests on."""
+"""Which parts write the answer, and which tokens it rests on.
+
+Direct logit attribution says what a head writes towards the answer, read through the final norm with its scale frozen;
+integrated gradients say which tokens the answer depends on along a straight path from the mean embedding. How they can
+mislead: what a head writes need not be what decides (heads before it may have found it); attributions along a path off
+the data need not be what a change of the prompt would do. Patching (`circuits.patching`) is the test of both.
+
+Steps: score every head (label) on all prompts, choose on one half, measure on the other against the control.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from pydantic import Field
 
-from tomoscope.errors import SiteError
-from tomoscope.exams.exam import Context, Exam, Options
-from tomoscope.exams.prompts import Ready, ready, speaks_text, words
+from tomoscope.exams.exam import Context, Exam
+from tomoscope.exams.places import place_name, shown_pattern
+from tomoscope.exams.prompts import speaks_text, words
+from tomoscope.exams.ready import Ready, TaskOptions, able, attempt, title
 from tomoscope.findings.figures import bars, heatmap, tokens
-from tomoscope.findings.finding import Control, Finding
+from tomoscope.findings.finding import Control, FigureRef, Finding
+from tomoscope.findings.finding import format_number as number
 from tomoscope.findings.permutation import sign_flip_test
 from tomoscope.findings.statistics import bootstrap_interval
 from tomoscope.findings.verdict import Rule
@@ -20,7 +30,7 @@ from tomoscope.observe import by_head, direct_logit_attribution, integrated_grad
 TASKS = ("ioi", "induction", "agreement", "gendered_pronoun", "facts")
 
 
-class AttributionOptions(Options):
+class AttributionOptions(TaskOptions):
     """Which tasks, and how many prompts of each."""
 
     tasks: tuple[str, ...] = Field(TASKS, description="Names of tasks; those the model does not do are not measured.")
@@ -33,20 +43,20 @@ class TokenOptions(AttributionOptions):
     steps: int = Field(32, ge=2, le=10_000, description="Points on the path from the baseline.")
 
 
+def each_task(context: Context, claim: str, make: Callable[[Context, str, Ready], Finding]) -> Iterator[Finding]:
+    """One finding a task that the model does; "not measured" with the reason for the others."""
+    for name in context.track(context.options.tasks, "tasks"):
+        said = claim.format(title(name))
+        task = able(context, name, context.options.n)
+        if isinstance(task, str):
+            yield context.not_measured(name, said, task)
+        else:
+            yield attempt(context, name, said, lambda name=name, task=task: make(context, name, task))
+
+
 def run_direct(context: Context) -> Iterator[Finding]:
     """For each task that the model does: the head that writes most of the logit difference directly."""
-    for name in context.track(context.options.tasks, "tasks"):
-        claim = f"One head writes the answer of {name.replace('_', ' ')} directly into the logits."
-        task = ready(context, name, context.options.n)
-        why = task if isinstance(task, str) else task.why_not
-        if why:
-            yield context.not_measured(name, claim, why)
-            continue
-        assert isinstance(task, Ready)
-        try:
-            yield _direct(context, name, task)
-        except SiteError as error:
-            yield context.not_measured(name, claim, error.what)
+    yield from each_task(context, "In {}, one head writes the answer directly into the logits.", _direct)
 
 
 def _direct(context: Context, name: str, task: Ready) -> Finding:
@@ -54,42 +64,37 @@ def _direct(context: Context, name: str, task: Ready) -> Finding:
     answers, wrong = task.pairs.answers[:, 0], task.pairs.wrong[:, 0]
     parts = direct_logit_attribution(subject, batch.prompts, answers, wrong)
     heads = by_head(subject, batch.prompts, answers, wrong)
-    order = np.roll(np.arange(len(answers)), 1)
+    order = context.rng(f"{name} other answers").permutation(len(answers))
     shuffled = by_head(subject, batch.prompts, answers[order], wrong[order]).values.double().numpy()
     values = heads.values.double().numpy()
     chosen, measured = context.halves(task.clusters)
     means = values[..., chosen].mean(-1)
-    row, head = np.unravel_index(int(means.argmax()), means.shape)
-    layer, clusters = heads.layers[int(row)], [task.clusters[i] for i in measured]
+    row, head = (int(i) for i in np.unravel_index(int(means.argmax()), means.shape))
+    layer, clusters = heads.layers[row], [task.clusters[i] for i in measured]
     context.log(f"{name}: parts sum to the logit difference within {parts.error:.2g}")
     seed = context.seed_for(name)
-    whole = [bootstrap_interval(p, seed=seed, n_resamples=1000) for p in parts.values.double().numpy()]
-    figures = [
-        context.figure(
-            f"{name}_parts",
-            bars(
-                np.array([e.value for e in whole]), labels=parts.names, low=np.array([e.low for e in whole]),
-                high=np.array([e.high for e in whole]), title=f"{name}: what each part writes into the logit "
-                    f"difference",
-                value_axis="logits", caption=f"The parts sum to the model's own difference within {parts.error:.1g}.",
-            ),
-        ),
-        context.figure(
-            f"{name}_heads",
-            heatmap(
-                values.mean(-1), rows=heads.layers, columns=range(values.shape[1]), row_axis="layer", column_axis="head",
-                title=f"{name}: direct effect of every head", value_axis="logits", marks=[(int(row), int(head))],
-            ),
-        ),
-    ]  # fmt: skip
     mine, other = values[row, head, measured], shuffled[row, head, measured]
+    lead = float(parts.total.double().numpy()[measured].mean())
+    grid = context.figure(
+        f"{name}_heads",
+        heatmap(
+            values.mean(-1), rows=heads.layers, columns=range(values.shape[1]), row_axis="layer", column_axis="head",
+            title=f"{title(name)}: direct effect of every head", value_axis="logits", marks=[(row, head)],
+            caption="What each head writes at the last token into the right answer's lead; the claim's is outlined.",
+        ),
+    )  # fmt: skip
+    figures = [_parts(context, name, parts, seed), grid, *shown_pattern(context, name, task, layer, head, measured)]
     return context.claim(
-        name, f"Head {layer}.{head} writes the answer of {name.replace('_', ' ')} directly into the logits.",
+        name,
+        f"In {title(name)}, head {layer}.{head} writes the answer directly: {number(float(mine.mean()))} of the "
+        f"{number(lead)} logits by which the right answer leads.",
         estimate=bootstrap_interval(mine, seed=seed, clusters=clusters, unit="logits"),
         controls=[
             Control(
-                name="another prompt's answer", description="The same head's write, read for the answers of another prompt.",
-                estimate=bootstrap_interval(other, seed=seed, clusters=clusters, unit="logits"),
+                name="another prompt's answers", estimate=bootstrap_interval(
+                    other, seed=seed, clusters=clusters, unit="logits"
+                ),
+                description="The same head's write, read for the answers of a prompt drawn at random.",
             )
         ],
         p_value=sign_flip_test(mine - other, seed=context.seed_for(f"{name} test"), clusters=clusters),
@@ -99,17 +104,24 @@ def _direct(context: Context, name: str, task: Ready) -> Finding:
     )  # fmt: skip
 
 
+def _parts(context: Context, name: str, parts, seed: int) -> FigureRef:
+    whole = [bootstrap_interval(p, seed=seed, n_resamples=1000) for p in parts.values.double().numpy()]
+    capped = " before the soft-cap" if parts.softcapped else ""
+    return context.figure(
+        f"{name}_parts",
+        bars(
+            np.array([e.value for e in whole]), labels=parts.names, low=np.array([e.low for e in whole]),
+            high=np.array([e.high for e in whole]), value_axis="logits",
+            title=f"{title(name)}: what each part writes into the right answer's lead",
+            caption=f"Mean over prompts with bootstrap intervals; the parts sum to the model's own logit difference"
+                    f"{capped} within {parts.error:.1g}.",
+        ),
+    )  # fmt: skip
+
+
 def run_tokens(context: Context) -> Iterator[Finding]:
-    """For each task: the labelled span that carries most of the attribution, against other tokens of the prompt."""
-    for name in context.track(context.options.tasks, "tasks"):
-        claim = f"The answer of {name.replace('_', ' ')} rests on one labelled part of the prompt."
-        task = ready(context, name, context.options.n)
-        why = task if isinstance(task, str) else task.why_not
-        if why:
-            yield context.not_measured(name, claim, why)
-            continue
-        assert isinstance(task, Ready)
-        yield _tokens(context, name, task)
+    """For each task: the labelled part of the prompt with most attribution, against tokens outside every label."""
+    yield from each_task(context, "In {}, the answer rests on one labelled part of the prompt.", _tokens)
 
 
 def _tokens(context: Context, name: str, task: Ready) -> Finding:
@@ -119,37 +131,38 @@ def _tokens(context: Context, name: str, task: Ready) -> Finding:
     )
     values, mask = out.values.double().numpy(), out.mask.numpy()
     labels = [s for s in task.spec.spans if all(s in p.spans for p in batch.prompts)]
-    n = len(batch)
-    inside = np.zeros((len(labels), n))
-    marked = np.zeros_like(mask)
-    for row, prompt in enumerate(batch.prompts):
-        for place, label in enumerate(labels):
-            first, end = prompt.spans[label]
-            inside[place, row] = np.abs(values[row, first:end]).mean()
-            marked[row, first:end] = True
-    free = mask & ~marked
-    rest = np.array([np.abs(values[r][free[r]]).mean() if free[r].any() else 0.0 for r in range(n)])
+    # the token that is read from is heavy whatever the task: it can't be the finding where another label can
+    labels = [label for label in labels if label != "end"] or labels
+    if not labels:
+        return context.not_measured(name, f"In {title(name)}, the answer rests on one part.", "no part has a label")
+    inside, rest = _inside(values, mask, batch.prompts, labels)
+    if not np.isfinite(rest).all():
+        why = "every token of a prompt is labelled, so there is nothing to compare with"
+        return context.not_measured(name, f"In {title(name)}, the answer rests on one part.", why)
     chosen, measured = context.halves(task.clusters)
     best = int(inside[:, chosen].mean(1).argmax())
     clusters = [task.clusters[i] for i in measured]
     ids = batch.prompts[int(measured[0])].ids
-    gap = float(out.completeness_error.max()) if out.completeness_error is not None else float("nan")
+    gap = "" if out.completeness_error is None else f"; completeness error at most {out.completeness_error.max():.2g}"
     figure = context.figure(
         f"{name}_tokens",
         tokens(
             words(context.subject, ids), values[int(measured[0]), : len(ids)], value_axis="logits",
-            title=f"{name}: integrated gradients of the logit difference on one prompt",
-            caption=f"Mean-embedding baseline; largest completeness error over prompts {gap:.2g} logits.",
+            title=f"{title(name)}: integrated gradients of the right answer's lead on one prompt",
+            caption=f"From the mean embedding{gap} logits over all prompts.",
         ),
     )  # fmt: skip
     seed = context.seed_for(name)
     mine, other = inside[best, measured], rest[measured]
+    ratio = float(mine.mean() / other.mean()) if other.mean() > 0 else float("inf")
     return context.claim(
-        name, f"The answer of {name.replace('_', ' ')} rests on the token(s) labelled {labels[best]!r}.",
+        name,
+        f"In {title(name)}, the answer rests on {place_name(labels[best])} more than on unlabelled tokens: "
+        f"{number(ratio)} times the attribution a token.",
         estimate=bootstrap_interval(mine, seed=seed, clusters=clusters, unit="logits a token"),
         controls=[
             Control(
-                name="other tokens of the prompt", description="Mean magnitude on tokens outside every labelled part.",
+                name="unlabelled tokens of the prompts", description="Mean magnitude on tokens without any label.",
                 estimate=bootstrap_interval(other, seed=seed, clusters=clusters, unit="logits a token"),
             )
         ],
@@ -159,6 +172,21 @@ def _tokens(context: Context, name: str, task: Ready) -> Finding:
     )  # fmt: skip
 
 
+def _inside(values: np.ndarray, mask: np.ndarray, prompts, labels: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean magnitude a token in each label [label, prompt] and outside all spans [prompt]."""
+    inside, rest = np.zeros((len(labels), len(prompts))), np.full(len(prompts), np.nan)
+    for row, prompt in enumerate(prompts):
+        free = mask[row].copy()
+        for first, end in prompt.spans.values():
+            free[first:end] = False
+        for place, label in enumerate(labels):
+            first, end = prompt.spans[label]
+            inside[place, row] = np.abs(values[row, first:end]).mean()
+        if free.any():
+            rest[row] = np.abs(values[row][free]).mean()
+    return inside, rest
+
+
 DIRECT = Exam(
     name="observe.direct_attribution",
     title="Which heads write the answer",
@@ -166,12 +194,12 @@ DIRECT = Exam(
     run=run_direct,
     rule={"direct": Rule(direction="greater", minimum=0.1)},
     options=AttributionOptions,
-    presets={"quick": {"n": 48}, "deep": {"n": 256}},
+    presets={"deep": {"n": 256}},
     applies=speaks_text,
     method=(
         "The logit difference is a sum over what every part adds to the stream, read through the final norm with its "
-        "scale "
-        "frozen (direct logit attribution). The head is chosen on one half of the prompts and measured on the other."
+        "scale frozen (direct logit attribution). The head is chosen on one half of the prompts and measured on the "
+        "other."
     ),
     cost=2.0,
 )
@@ -187,8 +215,7 @@ TOKEN_ATTRIBUTION = Exam(
     applies=speaks_text,
     method=(
         "Integrated gradients (Sundararajan et al. 2017) of the logit difference from the mean embedding; the "
-        "magnitude on "
-        "a labelled part is compared with that on unlabelled tokens of the same prompts."
+        "magnitude on a labelled part is compared with that on unlabelled tokens of the same prompts."
     ),
     cost=3.0,
 )

@@ -129,6 +129,9 @@ class Context:
     """The command that recomputes this exam alone."""
     deadline: float | None = None
     """`time.monotonic()` by which the budget is spent; None without budget."""
+    shared: dict[Any, Any] = field(default_factory=dict)
+    """What exams of one scan of one subject keep for each other (tasks already made and scored). Nothing in it may
+    depend on which exam put it there: an exam run alone finds the same."""
     report: Report = _unheard
     """Called with (units done, total or None, what) as the work goes on."""
     arrays: dict[str, np.ndarray] = field(default_factory=dict)

@@ -89,12 +89,15 @@ def run_scan(
     with Ledger.create(out, manifest, force=force) as ledger:
         done = list(ledger.exams())
         observer.scan_started(steps, done)
+        shared: dict[Any, Any] = {}
         try:
             for step in steps:
                 if step.exam.name in done:
                     continue
                 observer.exam_started(step)
-                record, findings = _run_step(step, subject, ledger, seed, base_command, deadline, budget, observer)
+                record, findings = _run_step(
+                    step, subject, ledger, seed, base_command, deadline, budget, observer, shared
+                )
                 observer.exam_finished(step, record, findings)
             _finish(ledger, protocol)
         except KeyboardInterrupt:
@@ -143,11 +146,12 @@ def _run_step(
     deadline: float | None,
     budget: float | None,
     observer: Observer,
+    shared: dict[Any, Any],
 ) -> tuple[ExamRecord, list[Finding]]:
     """Run one exam and record it, whatever becomes of it."""
     exam = step.exam
     context = Context(
-        subject, exam, options=step.options, scan_seed=seed, deadline=deadline,
+        subject, exam, options=step.options, scan_seed=seed, deadline=deadline, shared=shared,
         reproduce=reproduce_command(base_command, step, seed),
         report=lambda done, total, what: observer.exam_progress(step, done, total, what),
     )  # fmt: skip
