@@ -262,9 +262,8 @@ def test_gradients_inside_attention_predict_small_edits(name: str) -> None:
         if site.endswith(("scores", "pattern")):
             pattern = subject.read(inputs, "layer.1.attn.pattern")["layer.1.attn.pattern"]
             direction = direction * (pattern > 0)
-        step = (
-            1e-5 if name == "opt" else 2e-3
-        )  # ReLU has kinks; elsewhere norms and softmax compute in float32 even here, so a smaller step drowns in rounding
+        # ReLU has kinks; elsewhere norms and softmax compute in float32 even here, so a smaller step drowns in rounding
+        step = 1e-5 if name == "opt" else 2e-3
         plus = metric(subject.run(inputs, edits=[add(site, direction, step)]).logits, None).sum()
         minus = metric(subject.run(inputs, edits=[add(site, direction, -step)]).logits, None).sum()
         numeric, predicted = float(plus - minus) / (2 * step), float((grad * direction).sum())
