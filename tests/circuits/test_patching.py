@@ -179,3 +179,17 @@ def test_traces_equal_the_public_reference(kind: str) -> None:
     assert float(trace.corrupted.mean()) == pytest.approx(low, rel=1e-9)
     assert trace.clean == pytest.approx(high, rel=1e-9)
     np.testing.assert_allclose(trace.values.mean(-1).numpy(), reference[f"trace_{kind}"], rtol=1e-9)
+
+
+def test_many_pairs_are_patched_in_pieces_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = subject_of("llama")
+    pairs = pairs_of(subject)
+    whole = activation_patching(subject, pairs, part="attn.z", positions=PLACES)
+    seen: list[tuple[int, int]] = []
+    monkeypatch.setattr("tomoscope.circuits.patching._pairs_at_once", lambda *a: 2)
+    pieces = activation_patching(
+        subject, pairs, part="attn.z", positions=PLACES, progress=lambda *done: seen.append(done)
+    )
+    torch.testing.assert_close(pieces.values, whole.values, rtol=1e-4, atol=1e-5)
+    assert pieces.mode == "sliced"
+    assert seen == [(i, 6) for i in range(1, 7)]

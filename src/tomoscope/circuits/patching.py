@@ -27,6 +27,7 @@ from tomoscope.circuits.engine import PARTS, Engine
 from tomoscope.circuits.metrics import LogitDifference, Metric, normalised
 from tomoscope.errors import AlignmentError, SiteError, UnavailableSiteError
 from tomoscope.model import Batch, Encoded, Site, Subject
+from tomoscope.model.memory import SHARE, free_bytes
 
 Progress = Callable[[int, int], None]
 
@@ -161,21 +162,78 @@ def activation_patching(
     columns, names = columns_for(made, positions)
     wanted = list(range(subject.facts.n_layers) if layers is None else layers)
     there = _layers_with(subject, part, wanted)
-    source, base = (made.clean, made.corrupted) if denoising else (made.corrupted, made.clean)
-    engine, other = Engine(subject, base), _run_values(subject, source, part, there)
-    rows = torch.arange(len(made))[:, None]
-    n_heads = subject.facts.n_heads if part == "attn.z" else 1
-    out = torch.full((len(wanted), columns.shape[1], n_heads, len(made)), torch.nan, dtype=engine.precision)
-    middle = there[len(there) // 2]
-    engine.check(part, columns, other[middle][rows, columns], metric, layer=middle, seed=seed)
-    for done, layer in enumerate(there):
-        out[wanted.index(layer)] = engine.patches(layer, part, columns, other[layer][rows, columns], metric)
-        if progress is not None:
-            progress(done + 1, len(there))
+    heads = subject.facts.n_heads if part == "attn.z" else 1
+    precision = torch.float64 if subject.dtype == torch.float64 else torch.float32
+    out = torch.full((len(wanted), columns.shape[1], heads, len(made)), torch.nan, dtype=precision)
+    modes, step = set(), _pairs_at_once(subject, made)
+    starts = range(0, len(made), step)
+    for chunk, start in enumerate(starts):
+        rows = slice(start, start + step)
+        source, base = made.clean.take(rows), made.corrupted.take(rows)
+        if not denoising:
+            source, base = base, source
+        told = None if progress is None else _shifted(progress, chunk * len(there), len(starts) * len(there))
+        grid, mode = _chunk(subject, source, base, part, there, columns[rows], _Offset(metric, start), seed, told)
+        out[[wanted.index(layer) for layer in there], :, :, rows] = grid
+        modes.add(mode)
     ends = [_metric_of(subject, batch, metric) for batch in (made.clean, made.corrupted)]
     values = out if part == "attn.z" else out[:, :, 0]
     sites = tuple(f"layer.{layer}.{part}" for layer in wanted)
-    return PatchGrid(values, ends[0], ends[1], part, denoising, names, metric.name, engine.mode, sites)
+    return PatchGrid(values, ends[0], ends[1], part, denoising, names, metric.name, " and ".join(sorted(modes)), sites)
+
+
+def _pairs_at_once(subject: Subject, pairs: Pairs) -> int:
+    """Pairs whose streams, keys and values of every layer fit into memory together."""
+    facts = subject.facts
+    kept = facts.n_layers * max(pairs.clean.width, 1) * (facts.d_model or 1) * 8 * max(4, subject.dtype.itemsize)
+    return max(1, min(len(pairs), int(free_bytes(subject.device) * SHARE) // kept))
+
+
+def _shifted(progress: Progress, before: int, total: int) -> Progress:
+    return lambda done, _: progress(before + done, total)
+
+
+@dataclass(frozen=True, eq=False)
+class _Offset:
+    """A metric for pairs that are a piece of a longer list, from `start` on."""
+
+    metric: Metric
+    start: int
+
+    @property
+    def name(self) -> str:
+        return self.metric.name
+
+    @property
+    def tokens(self) -> Tensor | None:
+        return self.metric.tokens
+
+    def __call__(self, logits: Tensor, rows: Tensor) -> Tensor:
+        return self.metric(logits, rows + self.start)
+
+
+def _chunk(
+    subject: Subject,
+    source: Batch,
+    base: Batch,
+    part: str,
+    layers: Sequence[int],
+    columns: Tensor,
+    metric: Metric,
+    seed: int,
+    progress: Progress | None,
+) -> tuple[Tensor, str]:
+    """[layer, position, head, pair] of some pairs, and how the engine ran."""
+    engine, other = Engine(subject, base), _run_values(subject, source, part, layers)
+    rows = torch.arange(len(base))[:, None]
+    middle = layers[len(layers) // 2]
+    engine.check(part, columns, other[middle][rows, columns], metric, layer=middle, seed=seed)
+    out = []
+    for done, layer in enumerate(layers):
+        out.append(engine.patches(layer, part, columns, other[layer][rows, columns], metric))
+        if progress is not None:
+            progress(done + 1, len(layers))
+    return torch.stack(out), engine.mode
 
 
 def _layers_with(subject: Subject, part: str, layers: Sequence[int]) -> list[int]:
