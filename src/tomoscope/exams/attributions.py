@@ -154,11 +154,10 @@ def _tokens(context: Context, name: str, task: Ready) -> Finding:
     )  # fmt: skip
     seed = context.seed_for(name)
     mine, other = inside[best, measured], rest[measured]
-    ratio = float(mine.mean() / other.mean()) if other.mean() > 0 else float("inf")
     return context.claim(
         name,
         f"In {title(name)}, the answer rests on {place_name(labels[best])} more than on unlabelled tokens: "
-        f"{number(ratio)} times the attribution a token.",
+        f"{number(float(mine.mean()))} against {number(float(other.mean()))} logits a token.",
         estimate=bootstrap_interval(mine, seed=seed, clusters=clusters, unit="logits a token"),
         controls=[
             Control(
