@@ -75,6 +75,12 @@ def title(name: str) -> str:
     return TITLES.get(name, name.replace("_", " "))
 
 
+def heading(name: str) -> str:
+    """The task's name at the head of a picture's title."""
+    said = title(name)
+    return said[:1].upper() + said[1:]
+
+
 def percent(share: float) -> str:
     """A share in words: "56 %"; one decimal below 10 %."""
     rounded = f"{100 * share:.1f}" if abs(share) < 0.0995 else f"{100 * share:.0f}"
