@@ -28,14 +28,14 @@ test-slow: $(VENV)/.dev
 	$(BIN)/pytest -n $(WORKERS) -m slow -q
 
 check: $(VENV)/.dev
-	$(BIN)/ruff format --check src tests benchmarks examples training
-	$(BIN)/ruff check src tests benchmarks examples training
+	$(BIN)/ruff format --check src tests benchmarks docs examples training
+	$(BIN)/ruff check src tests benchmarks docs examples training
 	$(BIN)/ty check --python $(VENV) src
 	$(BIN)/pytest -n $(WORKERS) -m "not slow" -q
 
 format: $(VENV)/.dev
-	$(BIN)/ruff format src tests benchmarks examples training
-	$(BIN)/ruff check --fix src tests benchmarks examples training
+	$(BIN)/ruff format src tests benchmarks docs examples training
+	$(BIN)/ruff check --fix src tests benchmarks docs examples training
 
 docs: $(VENV)/.dev
 	$(BIN)/python docs/build.py

@@ -290,11 +290,8 @@ def test_cached_generation_under_edits_equals_uncached(name: str) -> None:
         add("layer.1.attn.k[head=0]", torch.ones(1), 0.3),
         add("layer.0.attn.out", vector, 0.2, during="decode"),
     ]
+    edits += [add("layer.2.resid_pre", vector, 0.4, during="prefill")]
     cached = subject.generate(prompts, max_new_tokens=6, edits=edits)
-    if any(edit.during == "decode" for edit in edits):
-        # an uncached run recomputes earlier tokens as a prompt, so an edit of decode steps alone needs the cache
-        edits = [edit for edit in edits if edit.during != "decode"]
-        cached = subject.generate(prompts, max_new_tokens=6, edits=edits)
     assert cached == subject.generate(prompts, max_new_tokens=6, edits=edits, cached=False)
     alone = [subject.generate([prompt], max_new_tokens=6, edits=edits)[0] for prompt in prompts]
     assert cached == alone
@@ -345,3 +342,17 @@ def test_a_missing_site_says_why() -> None:
     with pytest.raises(UnavailableSiteError, match="parallel"):
         subject.read([[5, 6]], "layer.1.resid_mid")
     assert Site("resid_mid", 1).name == "layer.1.resid_mid"
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bloom"])
+def test_gradients_at_a_site_that_was_written_whole(name: str) -> None:
+    subject = opened(name)
+    inputs = ZOO[name].inputs(seed=13)
+    value = torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(1))
+    for site in ("embed", "layer.1.resid_post", "layer.1.mlp.out"):
+        out = subject.gradients(inputs, lambda logits, batch: logits[:, -1, 5], [site], edits=[replace(site, value)])
+        torch.testing.assert_close(out.values[site], value)
+        step = 1e-2 * torch.randn(value.shape, generator=torch.Generator().manual_seed(2))
+        ends = [subject.run(inputs, edits=[replace(site, value + sign * step)]).logits[:, -1, 5] for sign in (1, -1)]
+        predicted = (out.gradients[site] * step).flatten(1).sum(1)
+        torch.testing.assert_close((ends[0] - ends[1]) / 2, predicted, rtol=0.05, atol=1e-4)

@@ -6,7 +6,8 @@ position on, with all heads (and prompts) of a place as rows of one batch:
 
     1. one block on single tokens: what the patch makes of the stream at its own place (all patches of a layer at once);
     2. the blocks above on the tokens from there on, with the keys and values before it from the base run;
-    3. the final norm at the last token, and only the logits that the metric asks for.
+    3. in the last block, only the last token after attention; then the final norm there, and only the logits that the
+       metric asks for.
 
 The mean patch costs a quarter of a forward, which is the floor for exhaustive grids. Nothing of the model is written
 again: blocks below are bypassed, the cache is the library's own. Where a family does not allow it (encoders see both
@@ -16,6 +17,7 @@ was used is decided by comparing sampled patches with plain runs, and is recorde
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -30,10 +32,12 @@ from tomoscope.errors import SiteError, TomoscopeError
 from tomoscope.model import Batch, Edit, Site, Subject, scatter
 from tomoscope.model.bypass import bypassing
 from tomoscope.model.probe import main_input, unwrap
-from tomoscope.model.taps import Bound, Session
+from tomoscope.model.regions import Bound
+from tomoscope.model.taps import Session
 
 STREAM_PARTS = ("resid_pre", "resid_mid", "resid_post", "attn.out", "mlp.out")
 PARTS = (*STREAM_PARTS, "attn.z")
+"""The parts of a layer that a grid can patch."""
 MODES = ("sliced", "suffix", "plain")
 TOLERANCE = 2e-3  # of the logits' spread: float32 sums in another order
 
@@ -56,6 +60,7 @@ class Engine:
         self.width = batch.width
         self.last = batch.last
         self.mode = mode or ("sliced" if subject.facts.kind == "decoder" else "suffix")
+        self.trims = self.mode == "sliced"
         self.precision = torch.float64 if subject.dtype == torch.float64 else torch.float32
         self._base()
 
@@ -104,7 +109,7 @@ class Engine:
             return None
         kept = [(getattr(one, "keys", None), getattr(one, "values", None)) for one in layers]
         whole = all(isinstance(k, Tensor) and k.dim() == 4 and k.shape[2] == self.width for k, _ in kept)
-        return kept if whole else None  # type: ignore[return-value]
+        return kept if whole else None  # ty: ignore[invalid-explicit-return]
 
     def _linear_head(self) -> tuple[Tensor, Tensor | None] | None:
         """Unembedding and bias, if the logits are just the final norm times them (no scale, no soft-cap)."""
@@ -151,7 +156,7 @@ class Engine:
         )
         session.past = column
         output = None
-        with self._from(layer, stream), session:
+        with self._from(layer, stream), self._trimmed(layer, column, edits), session:
             output = self.subject.model(**self._arguments(rows_on, layer, column))
         place = self.last[rows] - column
         if self._head is not None:
@@ -209,6 +214,35 @@ class Engine:
         stack.callback(block.register_forward_pre_hook(enter, with_kwargs=True).remove)
         return stack
 
+    def _trimmed(self, layer: int, column: int, edits: Sequence[Bound]) -> ExitStack:
+        """In the last block, let only the last token through the output projection and the MLP.
+
+        No later block mixes positions, so the others' streams are never used; what they hold after this is meaningless.
+        The sum with the residual broadcasts. A family in which that does not hold is found out by `check`.
+        """
+        stack = ExitStack()
+        block = self.subject.structure.blocks[-1]
+        tap = block.taps.get("mlp.in")
+        if (
+            not self.trims
+            or edits
+            or layer >= self.n_layers
+            or column >= self.width - 1
+            or tap is None
+            or tap.side != "in"
+        ):
+            return stack
+
+        def last_only(module: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+            value, put = main_input(args, kwargs)
+            return None if value is None else put(value[:, -1:])
+
+        for path in (block.projection, tap.path):
+            if path:
+                module = self.subject.model.get_submodule(path)
+                stack.callback(module.register_forward_pre_hook(last_only, with_kwargs=True).remove)
+        return stack
+
     # ---- step 1: one block, single tokens
 
     @torch.no_grad()
@@ -237,7 +271,7 @@ class Engine:
             kept = self.values[base][rows, columns][:, None]
             edits.insert(0, Bound(Edit(base.name, "replace", kept), base, None, None, False))
         read = Site("resid_post", layer)
-        arguments: dict[str, Any] = {"input_ids": self.batch.input_ids[rows, columns][:, None]}  # type: ignore[index]
+        arguments: dict[str, Any] = {"input_ids": self.batch.input_ids[rows, columns][:, None]}  # ty: ignore[not-subscriptable]
         if "attention_mask" in self.subject.accepts:
             arguments["attention_mask"] = torch.ones_like(arguments["input_ids"])
         if "use_cache" in self.subject.accepts:
@@ -354,10 +388,12 @@ class Engine:
             Whether the mode was kept.
         """
         generator = torch.Generator().manual_seed(seed)
-        places = torch.randperm(columns.shape[1], generator=generator)[:count]
+        # the earliest position takes every shortcut that there is, so it is always among them
+        earliest = columns.float().mean(0).argmin()[None]
+        places = torch.cat([earliest, torch.randperm(columns.shape[1], generator=generator)[: count - 1]]).unique()
         plain = Engine(self.subject, self.batch, edits=self.edits, mode="plain")
         expected = plain.patches(layer, part, columns[:, places], new[:, places], metric)
-        kept = self.mode
+        kept, trimmed = self.mode, self.trims
         spread = float(self.logits.float().std()) or 1.0
         while self.mode != "plain":
             try:
@@ -366,13 +402,16 @@ class Engine:
                     break
             except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError, TomoscopeError):
                 pass  # the family does not take this way of being run; the next mode asks less of it
+            if self.trims:
+                self.trims = False
+                continue
             self.mode = MODES[MODES.index(self.mode) + 1]
             self.cache = None
-        return self.mode == kept
+        return self.mode == kept and self.trims == trimmed
 
 
 def _repeat(edit: Edit, rows: Tensor, total: int) -> Edit:
     """A base edit for repeated rows: a value with one entry a row follows its row."""
     if edit.value is not None and edit.value.dim() > 1 and len(edit.value) == total:
-        return Edit(**{**edit.__dict__, "value": edit.value[rows]})
+        return dataclasses.replace(edit, value=edit.value[rows])
     return edit

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +22,7 @@ from tomoscope.errors import DataError
 from tomoscope.model import Edit, Encoded, Subject
 
 
+@runtime_checkable
 class Metric(Protocol):
     """A number a row from the logits at the last token."""
 

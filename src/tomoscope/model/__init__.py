@@ -2,11 +2,12 @@
 
 from tomoscope.model.batch import Batch, Encoded
 from tomoscope.model.edits import Edit, add, noise, project_out, replace, scale, scatter, zero
+from tomoscope.model.facts import Facts, SiteInfo
 from tomoscope.model.loading import EMBEDDED, open_model
 from tomoscope.model.opening import build_subject
 from tomoscope.model.results import Activations, Gradients, Run
 from tomoscope.model.sites import Site
-from tomoscope.model.subject import Facts, SiteInfo, Subject
+from tomoscope.model.subject import Subject
 from tomoscope.model.weights import Factored, Layered, Weights
 
 __all__ = [

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,7 @@ from transformers.modeling_utils import AttentionInterface
 ROLES = ("q", "k", "v", "scores", "pattern", "z")
 
 
+@runtime_checkable
 class Watcher(Protocol):
     """What an interception reports to: one object per call of the model."""
 
@@ -79,7 +80,7 @@ def install() -> None:
         watcher = getattr(_active, "watcher", None)
         return chosen if watcher is None else _watched(watcher, chosen, default)
 
-    get_interface._tomoscope = True  # type: ignore[attr-defined]
+    get_interface._tomoscope = True  # ty: ignore[missing-attribute]
     AttentionInterface.get_interface = get_interface  # type: ignore[method-assign]
 
 
@@ -251,7 +252,7 @@ class Trace(TorchFunctionMode):
             weights = self._weights(given)
         if weights is not None and inner & self.watcher.writes(self.module):
             return self._visit_z(torch.matmul(weights, given["value"]))
-        return self._visit_z(F.scaled_dot_product_attention(**given))
+        return self._visit_z(F.scaled_dot_product_attention(**given))  # ty: ignore[invalid-argument-type]
 
     def _weights(self, given: dict[str, Any]) -> Tensor:
         query, key = given["query"], given["key"]

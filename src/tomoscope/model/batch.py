@@ -194,6 +194,10 @@ def encode(prompt: PromptInput, tokenizer: Any, *, context: int | None = None, r
 
 
 def _encode_text(prompt: str | PromptLike, tokenizer: Any, row: int) -> Encoded:
+    given = getattr(prompt, "tokens", None)
+    if given is not None:
+        # a prompt that was made from token ids says so; its spans then count tokens already
+        return Encoded(tuple(int(token) for token in given), {})
     text, spans = (prompt, {}) if isinstance(prompt, str) else (prompt.text, dict(prompt.spans))
     if tokenizer is None:
         raise TokenizerError(

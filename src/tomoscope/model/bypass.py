@@ -10,7 +10,7 @@ the callers check a bypassed run against a whole one before they rely on it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def bypassing(subject: Subject, outputs: Mapping[int, Tensor | None]) -> Iterator[None]:
+def bypassing(subject: Subject, outputs: Mapping[int, Tensor | None]) -> Generator[None]:
     """Replace blocks for the time of the context.
 
     Args:
@@ -56,7 +56,7 @@ def _stand_in(structure: Structure, layer: int, output: Tensor | None) -> Any:
 
 def unembed(subject: Subject, stream: Tensor) -> Tensor:
     """See `Subject.unembed`: [.., d_model] -> [.., vocab] logits, computed by the model's own end."""
-    from tomoscope.model.subject import frozen
+    from tomoscope.model.gradients import frozen
 
     # a lens is trained through this: gradients flow to the stream where it asks for them, never to the weights
     with torch.set_grad_enabled(torch.is_grad_enabled() and stream.requires_grad), frozen(subject.model):
@@ -68,15 +68,17 @@ def _unembed(subject: Subject, stream: Tensor) -> Tensor:
     if not blocks or subject.input_name != "input_ids":
         raise UnavailableSiteError("This model has no stack of blocks over tokens, so no stream to read out.")
     flat = stream.reshape(-1, stream.shape[-1]).to(device=subject.device, dtype=subject.dtype)
-    width = min(subject.facts.context or 512, 512)
+    width = min(subject.facts.context or 64, 64, len(flat))
     out = []
-    for piece in flat.split(width):
-        ids = torch.zeros(1, len(piece), dtype=torch.long, device=subject.device)
-        arguments: dict[str, Any] = {"input_ids": ids}
+    for piece in flat.split(width * 64):
+        # the streams are laid out as rows of short prompts, whose number no context limits
+        short = -len(piece) % width
+        rows = torch.nn.functional.pad(piece, (0, 0, 0, short)).reshape(-1, width, flat.shape[-1])
+        arguments: dict[str, Any] = {"input_ids": torch.zeros(rows.shape[:2], dtype=torch.long, device=subject.device)}
         skipped: dict[int, Tensor | None] = dict.fromkeys(range(len(blocks) - 1))
-        skipped[len(blocks) - 1] = piece[None]
+        skipped[len(blocks) - 1] = rows
         with bypassing(subject, skipped):
             logits = unwrap(subject.model(**arguments))[0]
         assert logits is not None
-        out.append(logits[0])
+        out.append(logits.flatten(0, 1)[: len(piece)])
     return torch.cat(out).reshape(*stream.shape[:-1], -1)

@@ -15,6 +15,7 @@ prompt (a patch) stays closer to it. Adding the same vector at every position al
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -182,3 +183,15 @@ def _during(during: str) -> str:
     if during not in ("all", "prefill", "decode"):
         raise EditError(f"during={during!r} is unknown.", remedy="It is 'all', 'prefill' or 'decode'.")
     return during
+
+
+def rows_of(edit: Edit, start: int, count: int, total: int) -> Edit:
+    """An edit for some consecutive rows of a batch that is run in pieces."""
+    if edit.op == "scatter" and edit.index is not None and edit.value is not None:
+        inside = (edit.index[:, 0] >= start) & (edit.index[:, 0] < start + count)
+        index = edit.index[inside].clone()
+        index[:, 0] -= start
+        return dataclasses.replace(edit, index=index, value=edit.value[inside])
+    if edit.value is not None and edit.value.dim() > 1 and len(edit.value) == total and edit.rows is None:
+        return dataclasses.replace(edit, value=edit.value[start : start + count])
+    return edit

@@ -7,6 +7,7 @@ the prompt or to generated tokens.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from tomoscope.errors import PromptError
 from tomoscope.model.batch import Batch
 from tomoscope.model.edits import Edit
 from tomoscope.model.probe import unwrap
+from tomoscope.model.regions import Bound
 from tomoscope.model.taps import Session
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ def generate_tokens(
         )
     bound = subject.bind(edits, batch)
     session = Session(subject.model, subject.structure, edits=bound, batch_size=len(batch))
+    prompt_width = batch.width
     generator = torch.Generator().manual_seed(seed)
     ends = _end_tokens(subject)
     finished = torch.zeros(len(batch), dtype=torch.bool)
@@ -71,6 +74,9 @@ def generate_tokens(
             if cached and step > 0:
                 arguments = _step_arguments(arguments, current, cache)
                 session.past, session.phase = current.width - 1, "decode"
+            elif step > 0:
+                # everything is computed again in one call, so what belongs to a phase is told by its columns
+                session.set_edits(_by_column(bound, len(batch), prompt_width, current.width))
             output = subject.model(**arguments)
             cache = getattr(output, "past_key_values", None)
             if cached and cache is None:
@@ -94,6 +100,22 @@ def _step_arguments(arguments: dict[str, Any], batch: Batch, cache: Any) -> dict
         arguments["position_ids"] = arguments["position_ids"][:, -1:]
     arguments["past_key_values"] = cache
     return arguments
+
+
+def _by_column(bound: Sequence[Bound], batch_size: int, prompt_width: int, width: int) -> list[Bound]:
+    """Edits of one phase, as edits of that phase's columns."""
+    out = []
+    for one in bound:
+        if one.edit.during == "all":
+            out.append(one)
+            continue
+        columns = torch.arange(prompt_width) if one.edit.during == "prefill" else torch.arange(prompt_width, width)
+        always = dataclasses.replace(one.edit, during="all")
+        if one.columns is None:
+            out.append(dataclasses.replace(one, edit=always, columns=columns.expand(batch_size, -1)))
+        elif one.edit.during == "prefill":  # named positions are the prompt's
+            out.append(dataclasses.replace(one, edit=always))
+    return out
 
 
 def _longer(batch: Batch, chosen: Tensor) -> Batch:

@@ -7,6 +7,7 @@ header is read and compared with its length), and after loading every shape is t
 
 from __future__ import annotations
 
+import importlib
 import json
 import struct
 from pathlib import Path
@@ -20,10 +21,12 @@ from tomoscope.model.opening import build_subject
 from tomoscope.model.subject import Subject
 
 EMBEDDED = Path(__file__).parent / "embedded"
+"""The directory of the small trained model that comes with tomoscope; `card.json` in it says how it was made."""
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "merges.txt",
+    "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model",
+    "merges.txt",
 )  # fmt: skip
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -72,7 +75,7 @@ def open_model(
     elif isinstance(source, Path) or str(source).startswith((".", "/", "~")) or str(source).count("/") > 1:
         raise ModelNotFoundError(f"There is no directory {source}.", remedy="Check the path.")
     model = _load(str(source), wanted, revision, attention, allow_remote_code, allow_pickle)
-    model.to(place)  # ty: ignore[invalid-argument-type]
+    model.to(place)
     if tokenizer is None:
         tokenizer = _tokenizer(str(source), revision, local)
     name = directory.name if local else str(source)
@@ -192,7 +195,7 @@ def _load(
         cls = _model_class(transformers, config)
         if attention is not None:
             options["attn_implementation"] = attention
-        quiet = transformers.utils.logging
+        quiet = importlib.import_module("transformers.utils.logging")
         level, bars = quiet.get_verbosity(), quiet.is_progress_bar_enabled()
         quiet.set_verbosity_error()
         quiet.disable_progress_bar()

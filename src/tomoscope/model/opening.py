@@ -6,6 +6,7 @@ encoder by whether the first position sees the last, and measure that reading le
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -15,18 +16,14 @@ from torch import Tensor, nn
 
 from tomoscope.errors import CorruptModelError, ModelError, UnavailableSiteError
 from tomoscope.model import families
+from tomoscope.model.blocks import find_attention, find_blocks, read_blocks
+from tomoscope.model.ends import read_ends, silent_modules
+from tomoscope.model.facts import Facts
+from tomoscope.model.inputs import accepted_arguments
 from tomoscope.model.probe import Recording, record, unwrap
 from tomoscope.model.sites import PART_AXES, Site, SiteGrammar
-from tomoscope.model.structure import (
-    Structure,
-    Tap,
-    find_attention,
-    find_blocks,
-    read_blocks,
-    read_ends,
-    silent_modules,
-)
-from tomoscope.model.subject import Facts, Subject, accepted_arguments
+from tomoscope.model.structure import Structure, Tap
+from tomoscope.model.subject import Subject
 from tomoscope.model.taps import Session, find_tap
 
 logger = logging.getLogger(__name__)
@@ -61,7 +58,7 @@ def probe_inputs(model: nn.Module, example: Any) -> tuple[dict[str, Any], str]:
         named = (
             dict(example) if isinstance(example, Mapping) else {next(iter(accepts), "input"): torch.as_tensor(example)}
         )
-        name = getattr(model, "main_input_name", next(iter(named)))
+        name = str(getattr(model, "main_input_name", None) or next(iter(named)))
         return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in named.items()}, name
     config = getattr(model, "config", None)
     if config is None:
@@ -117,11 +114,19 @@ def build_subject(
     subject = Subject(
         model, tokenizer, name or type(model).__name__, _facts(model, structure, recording, inputs, input_name, shapes),
         structure, grammar, source, accepted_arguments(model), input_name,
-        0 if input_name == "input_ids" or structure.d_model is None else int(recording.calls[blocks[0].path].input.shape[1]),  # type: ignore[union-attr]
+        _fixed_positions(recording, structure, input_name),
     )  # fmt: skip
     if inputs:
         _measure(subject, inputs)
     return subject
+
+
+def _fixed_positions(recording: Recording, structure: Structure, input_name: str) -> int:
+    """Length of the stream of a model whose inputs have one size, else 0."""
+    if input_name == "input_ids" or not structure.blocks:
+        return 0
+    stream = recording.calls[structure.blocks[0].path].input
+    return 0 if stream is None else int(stream.shape[1])
 
 
 def check_finite(model: nn.Module) -> None:
@@ -176,7 +181,7 @@ def _structure(model: nn.Module, inputs: dict[str, Any], heads: int) -> tuple[St
             nothing.missing.pop("logits")
         return nothing, recording
     blocks = read_blocks(recording, paths, n_heads=heads, inline=inline)
-    structure = Structure(blocks, {}, {}, int(recording.calls[paths[0]].output.shape[-1]))  # type: ignore[union-attr]
+    structure = Structure(blocks, {}, {}, int(recording.calls[paths[0]].output.shape[-1]))  # ty: ignore[missing-union-attribute]
     structure.silent = nothing.silent
     read_ends(model, recording, blocks, structure)
     _explain(structure, getattr(getattr(model, "config", None), "model_type", ""))
@@ -211,7 +216,7 @@ def _is_decoder(model: nn.Module, inputs: dict[str, Any], name: str, last_block:
     seen = []
     for one in (ids, changed):
         module = model.get_submodule(last_block)
-        handle = module.register_forward_hook(lambda m, a, out: seen.append(unwrap(out)[0][:, 0].clone()))  # type: ignore[index]
+        handle = module.register_forward_hook(lambda m, a, out: seen.append(unwrap(out)[0][:, 0].clone()))  # ty: ignore[not-subscriptable]
         try:
             model(**{**inputs, name: one})
         finally:
@@ -252,7 +257,7 @@ def _facts(
         head_dim=shapes.get("head_dim"),
         d_mlp=next((b.shapes["d_mlp"] for b in blocks if "d_mlp" in b.shapes), None),
         d_vocab=int(logits.shape[-1]) if logits is not None else None,
-        context=int(context) if context else None,
+        context=int(context) if context and context > 0 else None,
         parallel=any(b.parallel for b in blocks),
         renormalised=any(b.kind == "renormalised" for b in blocks),
         n_parameters=sum(p.numel() for p in model.parameters()),
@@ -288,4 +293,4 @@ def _measure(subject: Subject, inputs: dict[str, Any]) -> None:
         if site.layer is not None:
             subject.structure.blocks[site.layer].taps.pop(site.part, None)
             subject.structure.blocks[site.layer].missing[site.part] = "it was not computed in a plain forward"
-    object.__setattr__(subject, "facts", Facts(**{**subject.facts.__dict__, "parity": parity}))
+    object.__setattr__(subject, "facts", dataclasses.replace(subject.facts, parity=parity))

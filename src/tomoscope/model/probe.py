@@ -6,7 +6,7 @@ The probe is a few tokens, so that all inputs and outputs of all modules fit in 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -102,7 +102,7 @@ def _clone(value: Tensor | None) -> Tensor | None:
 
 
 @contextmanager
-def _watching(root: nn.Module, prefix: str, recording: Recording, n_heads: int, traced: list[str]) -> Iterator[None]:
+def _watching(root: nn.Module, prefix: str, recording: Recording, n_heads: int, traced: list[str]) -> Generator[None]:
     clock = iter(range(10**9))
     starts: dict[nn.Module, tuple[int, tuple, dict]] = {}
     names = {module: (prefix + "." + name).strip(".") for name, module in root.named_modules()}
@@ -131,7 +131,7 @@ def _watching(root: nn.Module, prefix: str, recording: Recording, n_heads: int, 
 
 
 @contextmanager
-def tracing(module: nn.Module, watcher: Any, n_heads: int) -> Iterator[None]:
+def tracing(module: nn.Module, watcher: Any, n_heads: int) -> Generator[None]:
     """Watch an attention module that computes attention inline, for as long as the context lasts."""
     modes: list[Trace] = []
 

@@ -165,18 +165,21 @@ def solve_renormalised(
     """
     vector = as_stream(output, output)
     norms = [c for c in calls if is_norm(c) and is_stream(c.output, output) and is_stream(c.input, output)]
-    matching = [c for c in norms if np.allclose(as_stream(c.output, output), vector, rtol=1e-5, atol=1e-6)]  # type: ignore[arg-type]
+    matching = [c for c in norms if np.allclose(as_stream(c.output, output), vector, rtol=1e-5, atol=1e-6)]  # ty: ignore[invalid-argument-type]
     for norm in sorted(matching, key=lambda c: c.finish):
-        target = as_stream(norm.input, output)  # type: ignore[arg-type]
+        target = as_stream(norm.input, output)  # ty: ignore[invalid-argument-type]
         bases: list[tuple[str, np.ndarray]] = [] if stream_in is None else [("", as_stream(stream_in, output))]
         earlier = [c for c in norms if c.finish < norm.start]
-        bases += [(c.path, as_stream(c.output, output)) for c in earlier]  # type: ignore[arg-type]
+        bases += [(c.path, as_stream(c.output, output)) for c in earlier]  # ty: ignore[invalid-argument-type]
         found = [c for c in calls if c.finish < norm.start and not is_norm(c)]
         pool = candidates(found, output, depth=99, root="")
         pool = [
-            c for c in pool if not any(np.allclose(as_stream(c.output, output), base, atol=1e-6) for _, base in bases)
+            c
+            for c in pool
+            if c.output is not None
+            and not any(np.allclose(as_stream(c.output, output), base, atol=1e-6) for _, base in bases)
         ]  # type: ignore[arg-type]
-        columns = [as_stream(c.output, output) for c in pool]  # type: ignore[arg-type]
+        columns = [as_stream(c.output, output) for c in pool]  # ty: ignore[invalid-argument-type]
         for base, stream in bases or [("", np.zeros_like(target))]:
             answer = solve(target - stream, [c.path for c in pool], columns, coarse=coarse)
             if answer is not None:

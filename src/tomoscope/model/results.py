@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tomoscope.errors import UnknownSiteError, nearest
 from tomoscope.model.batch import Batch
+from tomoscope.model.sites import Site
 
 
 class Activations(Mapping[str, Tensor]):
@@ -72,7 +73,7 @@ class Run:
         batch: the padded inputs.
     """
 
-    logits: Float[Tensor, batch * rest]
+    logits: Float[Tensor, "batch ..."]
     activations: Activations
     batch: Batch
 
@@ -90,3 +91,12 @@ class Gradients:
     gradients: Activations
     values: Activations
     metric: Float[Tensor, " batch"]
+
+
+def read_axes(site: Site, single: bool, value: Tensor) -> tuple[str, ...]:
+    """Names of the axes of what a read returns, after the selection of heads and positions."""
+    names = list(site.axes)
+    drop = [site.head_axis] if len(site.heads) == 1 else []
+    drop += [site.position_axis] if single else []
+    named = tuple(name for i, name in enumerate(names) if i not in drop)
+    return named if len(named) == value.dim() else (*named, *(f"axis{i}" for i in range(len(named), value.dim())))

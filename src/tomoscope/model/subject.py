@@ -10,9 +10,8 @@ bit-identical to its own forward, which is measured at opening (`facts.parity`).
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,71 +21,22 @@ from torch import Tensor, nn
 
 from tomoscope import axes
 from tomoscope.errors import ModelError, PromptError, UnavailableSiteError
-from tomoscope.model.batch import Batch, Encoded, PromptInput, collate, encode
-from tomoscope.model.edits import Edit
+from tomoscope.model.batch import Batch, Encoded, PromptInput, encode
+from tomoscope.model.bypass import unembed
+from tomoscope.model.edits import Edit, rows_of
+from tomoscope.model.facts import Facts, SiteInfo
+from tomoscope.model.generation import generate_tokens
+from tomoscope.model.gradients import gradients
+from tomoscope.model.inputs import Prompts, forward_arguments, to_batch
 from tomoscope.model.memory import row_bytes, rows_that_fit
 from tomoscope.model.probe import unwrap
-from tomoscope.model.results import Activations, Gradients, Run, join
+from tomoscope.model.regions import Bound, select
+from tomoscope.model.results import Activations, Gradients, Run, join, read_axes
 from tomoscope.model.sites import GLOBAL_AXES, PART_AXES, Site, SiteGrammar
 from tomoscope.model.structure import Structure
-from tomoscope.model.taps import Bound, Session, find_tap, select
+from tomoscope.model.taps import Session, find_tap
 
 Metric = Callable[[Tensor, Batch], Float[Tensor, " batch"]]
-Prompts = PromptInput | Sequence[PromptInput] | Batch | Mapping[str, Tensor] | Tensor
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What opening a model found out about it.
-
-    Attributes:
-        family: the config's model type, or the class's name.
-        kind: "decoder", "encoder", "vision", or "module".
-        n_layers: blocks.
-        d_model: width of the residual stream, None where there is none.
-        n_heads: query heads (of the first block with attention).
-        n_kv_heads: key/value heads.
-        head_dim: width of a head's z.
-        d_mlp: neurons of an MLP.
-        d_vocab: outputs of the head.
-        context: longest input in tokens, None if unbounded or unknown.
-        parallel: attention and MLP read the same stream.
-        renormalised: the stream is normalised after each write (BERT), so writes do not simply add up.
-        n_parameters: parameters.
-        dtype: of the parameters.
-        parity: largest difference of logits between a plain forward and one with sites read; 0.0 is bit-identical.
-        identity_error: largest relative error of resid_post = resid_pre + writes; None where a block was not solved.
-        unsolved: blocks in which the identity could not be established, with why.
-    """
-
-    family: str
-    kind: str
-    n_layers: int
-    d_model: int | None
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int | None
-    d_mlp: int | None
-    d_vocab: int | None
-    context: int | None
-    parallel: bool
-    renormalised: bool
-    n_parameters: int
-    dtype: str
-    parity: float | None = None
-    identity_error: float | None = None
-    unsolved: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class SiteInfo:
-    """One site of one model: its axes, whether it can be given, why not, and a note."""
-
-    name: str
-    axes: tuple[str, ...]
-    available: bool
-    reason: str = ""
-    note: str = ""
 
 
 @dataclass(eq=False)
@@ -178,79 +128,14 @@ class Subject:
             PromptError: no prompt, an empty one, or one longer than the context.
             TokenizerError: text for a model without a tokenizer.
         """
-        if isinstance(prompts, Batch):
-            return prompts
-        if isinstance(prompts, Mapping):
-            return self._from_mapping(prompts)
-        if self.input_name != "input_ids":
-            return self._from_mapping({self.input_name: torch.as_tensor(prompts)})
-        if isinstance(prompts, Tensor) and prompts.dim() == 2:
-            return self._from_mapping({"input_ids": prompts})
-        single = isinstance(prompts, str) or hasattr(prompts, "spans") or _is_ids(prompts)
-        listed: list[Any] = [prompts] if single else list(prompts)  # type: ignore[arg-type]
-        if not listed:
-            raise PromptError("There is no prompt to look at.", remedy="Give at least one.")
-        encoded = [encode(p, self.tokenizer, context=self.facts.context, row=row) for row, p in enumerate(listed)]
-        self._check_ids(encoded)
-        return collate(encoded, pad_id=self._pad_id(), left=self.facts.kind == "decoder", device=self.device)
-
-    def _check_ids(self, encoded: Sequence[Encoded]) -> None:
-        size = self.structure.taps and self._embedding_rows()
-        for row, prompt in enumerate(encoded):
-            wrong = [token for token in prompt.ids if size and not 0 <= token < size]
-            if wrong:
-                raise PromptError(
-                    f"Prompt {row} holds token id {wrong[0]}, but the model's vocabulary has {size} entries.",
-                    remedy="Use the tokenizer that belongs to the model.",
-                )
-
-    def _embedding_rows(self) -> int | None:
-        getter = getattr(self.model, "get_input_embeddings", None)
-        try:
-            weight = getattr(getter(), "weight", None) if getter else None
-        except (NotImplementedError, AttributeError):
-            return None
-        return int(weight.shape[0]) if isinstance(weight, Tensor) and self.input_name == "input_ids" else None
-
-    def _pad_id(self) -> int:
-        for holder in (self.tokenizer, self.config):
-            for name in ("pad_token_id", "eos_token_id"):
-                value = getattr(holder, name, None)
-                value = value[0] if isinstance(value, list) and value else value
-                if isinstance(value, int) and 0 <= value < (self._embedding_rows() or value + 1):
-                    return value
-        return 0
-
-    def _from_mapping(self, inputs: Mapping[str, Tensor]) -> Batch:
-        extra = {name: torch.as_tensor(value).to(self.device) for name, value in inputs.items()}
-        ids, mask = extra.pop("input_ids", None), extra.pop("attention_mask", None)
-        rows = len(ids) if ids is not None else len(next(iter(extra.values())))
-        if ids is None:
-            extra = {n: v.to(self.dtype) if v.is_floating_point() else v for n, v in extra.items()}
-            prompts = tuple(Encoded(tuple(range(self.positions))) for _ in range(rows))
-            return Batch(None, mask, prompts, torch.zeros(rows, dtype=torch.long), extra)
-        mask = torch.ones_like(ids) if mask is None else mask
-        pads = mask.int().argmax(dim=1).cpu()
-        prompts = tuple(Encoded(tuple(row[m.bool()].tolist())) for row, m in zip(ids, mask, strict=True))
-        return Batch(ids, mask, prompts, pads, extra)
+        return to_batch(self, prompts)
 
     def forward_arguments(self, batch: Batch, *, cached: bool = False) -> dict[str, Any]:
         """The keyword arguments with which the model is called for a batch.
 
         Position ids are given where a decoder's rows are padded on the left, and derived from the mask.
         """
-        arguments: dict[str, Any] = dict(batch.extra)
-        if batch.input_ids is not None:
-            arguments["input_ids"] = batch.input_ids
-            if batch.attention_mask is not None and "attention_mask" in self.accepts:
-                arguments["attention_mask"] = batch.attention_mask
-            left = bool((batch.pads > 0).any())
-            if left and "position_ids" in self.accepts and "position_ids" not in arguments:
-                arguments["position_ids"] = (batch.attention_mask.long().cumsum(-1) - 1).clamp(min=0)  # type: ignore[union-attr]
-        if cached:
-            # otherwise left to the model's own default, so that logits are bit-identical to a plain call
-            arguments["use_cache"] = True
-        return arguments
+        return forward_arguments(self, batch, cached=cached)
 
     # ---- reads and writes
 
@@ -336,14 +221,14 @@ class Subject:
             e.op == "scatter" or (e.value is not None and e.value.dim() > 1 and len(e.value) == len(batch))
             for e in edits
         ):
-            edits = [_rows_of(edit, start, len(piece), len(batch)) for edit in edits]
+            edits = [rows_of(edit, start, len(piece), len(batch)) for edit in edits]
         kept = []
         for edit in edits:
             if edit.rows is not None:
                 rows = tuple(row - start for row in edit.rows if start <= row < start + len(piece))
                 if not rows:
                     continue
-                edit = Edit(**{**edit.__dict__, "rows": rows})
+                edit = dataclasses.replace(edit, rows=rows)
             kept.append(edit)
         return self.bind(kept, piece)
 
@@ -479,8 +364,6 @@ class Subject:
             sites: names or patterns; whole sites (select heads from the result).
             edits: written in the same forward.
         """
-        from tomoscope.model.gradients import gradients
-
         return gradients(self, prompts, metric, self.resolve(sites), edits=edits)
 
     @torch.no_grad()
@@ -516,8 +399,6 @@ class Subject:
         """Continue prompts under edits; see `generation.generate_tokens` for the meaning of positions while
         decoding.
         """
-        from tomoscope.model.generation import generate_tokens
-
         ids = generate_tokens(
             self,
             prompts,
@@ -530,7 +411,13 @@ class Subject:
         )
         if self.tokenizer is None:
             return [" ".join(map(str, row)) for row in ids]
-        return [self.tokenizer.decode(row, skip_special_tokens=True) for row in ids]
+        return [self._continued(p.ids, row) for p, row in zip(self.tokens(prompts).prompts, ids, strict=True)]
+
+    def _continued(self, before: Sequence[int], after: Sequence[int]) -> str:
+        """The text that tokens add: decoded alone, some tokenizers drop the space before the first word."""
+        start = self.tokenizer.decode(list(before), skip_special_tokens=True)
+        whole = self.tokenizer.decode([*before, *after], skip_special_tokens=True)
+        return whole[len(start) :] if whole.startswith(start) else self.tokenizer.decode(list(after))
 
     def unembed(self, stream: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
         """Logits that the model's own head gives for values of the last block's output.
@@ -538,55 +425,8 @@ class Subject:
         The model itself is run with its blocks bypassed, so the final norm, scales and soft-caps are its own. The
         result has a gradient where the stream asks for one.
         """
-        from tomoscope.model.bypass import unembed
-
         return unembed(self, stream)
 
     def __repr__(self) -> str:
         f = self.facts
         return f"Subject({self.name}: {f.family} {f.kind}, {f.n_layers} layers, d_model {f.d_model}, {f.n_heads} heads)"
-
-
-def read_axes(site: Site, single: bool, value: Tensor) -> tuple[str, ...]:
-    """Names of the axes of what a read returns, after the selection of heads and positions."""
-    names = list(site.axes)
-    drop = [site.head_axis] if len(site.heads) == 1 else []
-    drop += [site.position_axis] if single else []
-    named = tuple(name for i, name in enumerate(names) if i not in drop)
-    return named if len(named) == value.dim() else (*named, *(f"axis{i}" for i in range(len(named), value.dim())))
-
-
-def _is_ids(prompts: Any) -> bool:
-    if isinstance(prompts, Tensor):
-        return prompts.dim() == 1
-    return isinstance(prompts, Sequence) and len(prompts) > 0 and all(isinstance(p, int) for p in prompts)
-
-
-def _rows_of(edit: Edit, start: int, count: int, total: int) -> Edit:
-    """An edit for some consecutive rows of a batch that is run in pieces."""
-    if edit.op == "scatter" and edit.index is not None and edit.value is not None:
-        inside = (edit.index[:, 0] >= start) & (edit.index[:, 0] < start + count)
-        index = edit.index[inside].clone()
-        index[:, 0] -= start
-        return Edit(**{**edit.__dict__, "index": index, "value": edit.value[inside]})
-    if edit.value is not None and edit.value.dim() > 1 and len(edit.value) == total and edit.rows is None:
-        return Edit(**{**edit.__dict__, "value": edit.value[start : start + count]})
-    return edit
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Parameters need no gradient inside, and are as they were after: a backward then costs one forward, not two."""
-    wanted = [p for p in model.parameters() if p.requires_grad]
-    for parameter in wanted:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in wanted:
-            parameter.requires_grad_(True)
-
-
-def accepted_arguments(model: nn.Module) -> frozenset[str]:
-    """Names of the arguments of a model's forward."""
-    return frozenset(inspect.signature(model.forward).parameters)

@@ -18,7 +18,7 @@ Source: Elhage et al. 2021, A Mathematical Framework for Transformer Circuits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -61,7 +61,7 @@ class Layered(Sequence[Tensor]):
     def __init__(self, get: Callable[[int], Tensor], n_layers: int) -> None:
         self._get, self._n_layers = get, n_layers
 
-    def __getitem__(self, layer: int) -> Tensor:  # type: ignore[override]
+    def __getitem__(self, layer: int) -> Tensor:  # ty: ignore[incompatible-method-override]
         return self._get(layer + self._n_layers if layer < 0 else layer)
 
     def __len__(self) -> int:
@@ -201,7 +201,7 @@ class Weights:
     @property
     def W_E(self) -> Float[Tensor, "vocab d_model"]:
         """Token embedding, without any scale that the family applies after it."""
-        module = self.subject.model.get_input_embeddings()  # type: ignore[operator]
+        module = self.subject.model.get_input_embeddings()  # ty: ignore[not-callable]
         return module.weight.detach()
 
     @property
@@ -257,7 +257,7 @@ class Weights:
     # ---- edits that are undone
 
     @contextmanager
-    def edited(self, *changes: tuple[str, Tensor]) -> Iterator[None]:
+    def edited(self, *changes: tuple[str, Tensor]) -> Generator[None]:
         """Add to parameters for the time of a context; the exact bits come back at its end.
 
         Args:

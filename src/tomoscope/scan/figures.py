@@ -18,6 +18,8 @@ from tomoscope.scan.markup import clip, element, escape, svg, text, token_text
 
 CELLS = 2400
 """The largest matrix that is drawn cell by cell."""
+WRITTEN = 64
+"""The largest matrix whose numbers are written in its cells."""
 PIXELS = 2048
 """The largest side of an embedded picture."""
 PATTERNS = 24
@@ -59,7 +61,7 @@ def heatmap(figure: FigureRef, values: np.ndarray) -> str:
     names = [token_text(label) for label in figure.labels.get("column", ())]
     sides = [token_text(label) for label in figure.labels.get("row", ())]
     left = 40 + 6.2 * min(14, max((len(side) for side in sides), default=1))
-    width = min(WIDTH - left - 74, max(120.0, columns * 34.0))
+    width = min(WIDTH - left - 74, max(120.0, columns * (46.0 if values.size <= WRITTEN else 34.0)))
     cell_w = width / columns
     cell_h = float(np.clip(cell_w if rows * cell_w < 420 else 420 / rows, 420 / rows if rows > 48 else 9, 30))
     height = rows * cell_h
@@ -95,7 +97,8 @@ def _cells(
     rows, columns = figure.labels.get("row", ()), figure.labels.get("column", ())
     y_name, x_name = figure.axes.get("y", "row"), figure.axes.get("x", "column")
     gap = 0.6 if min(cell_w, cell_h) > 7 else 0.0
-    write = values.size <= 64 and cell_w > 30 and cell_h > 16
+    write = values.size <= WRITTEN and cell_w > 40 and cell_h > 16
+    most = float(np.nanmax(np.abs(values), initial=0.0)) if np.isfinite(values).any() else 0.0
     parts = []
     for row in range(values.shape[0]):
         for column in range(values.shape[1]):
@@ -116,9 +119,17 @@ def _cells(
                 )
             )
             if write:
-                short = format_number(value, digits=2) if np.isfinite(value) else ""
+                short = _short(value, most) if np.isfinite(value) else ""
                 parts.append(text(x + cell_w / 2, y + cell_h / 2 + 3.5, short, class_=f"in {css}", anchor="middle"))
     return "".join(parts)
+
+
+def _short(value: float, most: float) -> str:
+    """A cell's number in five characters or fewer, to the digits that matter beside the largest of the matrix."""
+    if most >= 1000 or 0 < most < 0.01:
+        return "0" if value == 0 else f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e").replace("-", "−")
+    said = f"{value:.{2 if most < 10 else 1 if most < 100 else 0}f}"
+    return said.replace("-", "−") if float(said) else "0"
 
 
 def _raster(

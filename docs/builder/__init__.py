@@ -1,0 +1,1 @@
+"""The parts of docs/build.py: what reads the source, and what renders it."""
