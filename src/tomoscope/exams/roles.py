@@ -225,7 +225,7 @@ HEAD_ROLES = Exam(
         "attention": Rule(direction="greater", minimum=0.2),
         "copying": Rule(
             direction="greater",
-            minimum=0.2,
+            minimum=0.1,
             alpha=None,
             note="A property of the weights, without sampling; the search over heads is repeated in every shuffle.",
         ),
