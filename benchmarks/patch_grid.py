@@ -49,7 +49,8 @@ def main(length: int = 16, sample: int = 36, rounds: int = 2) -> None:
         floor = patches * 2 * block * length / 4 / matmul_rate()
         tell(
             "patch_grid.heads", patches=patches, seconds=seconds, one_by_one_seconds=naive_seconds, sampled=sample,
-            speedup=naive_seconds / seconds, floor_seconds=floor, times_floor=seconds / floor, mode=grid.mode, worst=worst,
+            speedup=naive_seconds / seconds, floor_seconds=floor, times_floor=seconds / floor, mode=grid.mode,
+            worst=worst,
         )  # fmt: skip
 
 

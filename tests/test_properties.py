@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.zoo import ZOO
 from torch import Tensor
 
+from tests.zoo import ZOO
 from tomoscope.circuits import Pairs, activation_patching, attribution_patching
 from tomoscope.model import Subject, add, build_subject
 from tomoscope.observe import by_head, direct_logit_attribution, gradient_x_input, integrated_gradients, logit_lens

@@ -95,7 +95,7 @@ def row_chunks(rows: int, vocab: int, chunk_bytes: int) -> Iterator[slice]:
 
 def kl_divergence(final: Float[Tensor, "*batch vocab"], lens: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch"]:
     """KL(final || lens) in nats, of two arrays of logarithmic probabilities."""
-    return (final.exp() * (final - lens)).sum(-1)
+    return (final.exp() * (final - lens)).sum(-1).clamp(min=0)  # rounding can leave it a hair below 0
 
 
 def _compare(

@@ -61,7 +61,7 @@ def heatmap(figure: FigureRef, values: np.ndarray) -> str:
     names = [token_text(label) for label in figure.labels.get("column", ())]
     sides = [token_text(label) for label in figure.labels.get("row", ())]
     left = 40 + 6.2 * min(14, max((len(side) for side in sides), default=1))
-    width = min(WIDTH - left - 74, max(120.0, columns * (46.0 if values.size <= WRITTEN else 34.0)))
+    width = min(WIDTH - left - 88, max(120.0, columns * (46.0 if values.size <= WRITTEN else 34.0)))
     cell_w = width / columns
     cell_h = float(np.clip(cell_w if rows * cell_w < 420 else 420 / rows, 420 / rows if rows > 48 else 9, 30))
     height = rows * cell_h
@@ -85,9 +85,9 @@ def heatmap(figure: FigureRef, values: np.ndarray) -> str:
     body += text(
         12, middle, figure.axes.get("y", ""), class_="axis", anchor="middle", transform=f"rotate(-90 12 {middle:.1f})"
     )
-    body += colour_bar(scale, left + width + 16, 8, max(70.0, min(height, 200.0)), figure.axes.get("value", ""))
-    tall = max(8 + height + below + 4, 8 + max(70.0, min(height, 200.0)) + 34)
-    return svg(left + width + 74, tall, body, label=f"{figure.title} {figure.caption}") + note
+    body += colour_bar(scale, left + width + 16, 8, max(96.0, min(height, 200.0)), figure.axes.get("value", ""))
+    tall = max(8 + height + below + 4, 8 + max(96.0, min(height, 200.0)) + 34)
+    return svg(left + width + 88, tall, body, label=f"{figure.title} {figure.caption}") + note
 
 
 def _cells(
@@ -196,7 +196,9 @@ def colour_bar(scale: Scale, x: float, y: float, height: float, label: str) -> s
         for place, value in enumerate(values)
     ]
     if label:
-        parts.append(text(x + 52, y + height + 22, clip(label, 30), class_="axis", anchor="end"))
+        # turned, beside the numbers: below, it would run into the ticks of a narrow matrix
+        middle = f"rotate(-90 {x + 62:.1f} {y + height / 2:.1f})"
+        parts.append(text(x + 62, y + height / 2, clip(label, 22), class_="axis", anchor="middle", transform=middle))
     return "".join(parts)
 
 
