@@ -18,7 +18,7 @@ from pydantic import Field
 from tomoscope.exams.exam import Context, Exam
 from tomoscope.exams.places import place_name, shown_pattern
 from tomoscope.exams.prompts import speaks_text, words
-from tomoscope.exams.ready import Ready, TaskOptions, able, attempt, title
+from tomoscope.exams.ready import Ready, TaskOptions, able, attempt, heading, title
 from tomoscope.findings.figures import bars, heatmap, tokens
 from tomoscope.findings.finding import Control, FigureRef, Finding
 from tomoscope.findings.finding import format_number as number
@@ -79,7 +79,7 @@ def _direct(context: Context, name: str, task: Ready) -> Finding:
         f"{name}_heads",
         heatmap(
             values.mean(-1), rows=heads.layers, columns=range(values.shape[1]), row_axis="layer", column_axis="head",
-            title=f"{title(name)}: direct effect of every head", value_axis="logits", marks=[(row, head)],
+            title=f"{heading(name)}: direct effect of every head", value_axis="logits", marks=[(row, head)],
             caption="What each head writes at the last token into the right answer's lead; the claim's is outlined.",
         ),
     )  # fmt: skip
@@ -112,7 +112,7 @@ def _parts(context: Context, name: str, parts, seed: int) -> FigureRef:
         bars(
             np.array([e.value for e in whole]), labels=parts.names, low=np.array([e.low for e in whole]),
             high=np.array([e.high for e in whole]), value_axis="logits",
-            title=f"{title(name)}: what each part writes into the right answer's lead",
+            title=f"{heading(name)}: what each part writes into the right answer's lead",
             caption=f"Mean over prompts with bootstrap intervals; the parts sum to the model's own logit difference"
                     f"{capped} within {parts.error:.1g}.",
         ),
@@ -148,17 +148,16 @@ def _tokens(context: Context, name: str, task: Ready) -> Finding:
         f"{name}_tokens",
         tokens(
             words(context.subject, ids), values[int(measured[0]), : len(ids)], value_axis="logits",
-            title=f"{title(name)}: integrated gradients of the right answer's lead on one prompt",
+            title=f"{heading(name)}: integrated gradients of the right answer's lead on one prompt",
             caption=f"From the mean embedding{gap} logits over all prompts.",
         ),
     )  # fmt: skip
     seed = context.seed_for(name)
     mine, other = inside[best, measured], rest[measured]
-    ratio = float(mine.mean() / other.mean()) if other.mean() > 0 else float("inf")
     return context.claim(
         name,
         f"In {title(name)}, the answer rests on {place_name(labels[best])} more than on unlabelled tokens: "
-        f"{number(ratio)} times the attribution a token.",
+        f"{number(float(mine.mean()))} against {number(float(other.mean()))} logits a token.",
         estimate=bootstrap_interval(mine, seed=seed, clusters=clusters, unit="logits a token"),
         controls=[
             Control(

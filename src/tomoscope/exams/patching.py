@@ -28,7 +28,7 @@ from tomoscope.circuits import PatchGrid, activation_patching, attribution_patch
 from tomoscope.exams.exam import Context, Exam
 from tomoscope.exams.places import common_labels, place_name, shown_pattern
 from tomoscope.exams.prompts import speaks_text
-from tomoscope.exams.ready import Ready, TaskOptions, able, attempt, percent, title
+from tomoscope.exams.ready import Ready, TaskOptions, able, attempt, heading, percent, title
 from tomoscope.findings.figures import curve, heatmap
 from tomoscope.findings.finding import Control, Estimate, FigureRef, Finding
 from tomoscope.findings.permutation import sign_flip_test
@@ -217,7 +217,7 @@ def _heatmap(
             share[:, place] if heads else share[:, :, 0], row_axis="layer",
             column_axis=f"head, at {place_name(case.labels[place])}" if heads else "position",
             columns=range(effect.shape[2]) if heads else case.labels, marks=[(layer, unit if heads else place)],
-            title=f"{case.title}: every {'head' if heads else 'MLP'} patched alone", value_axis=UNIT,
+            title=f"{heading(case.name)}: every {'head' if heads else 'MLP'} patched alone", value_axis=UNIT,
             caption=f"Share of the gap between clean and corrupted prompts that one patch {verb}; mean over "
                     f"{effect.shape[-1]} pairs. The claim's place is outlined.",
         ),
@@ -275,7 +275,7 @@ def _curve(context: Context, case: Case, effect: Float[np.ndarray, "layer positi
     return context.figure(
         f"{case.name}_stream",
         curve(
-            series, low=low, high=high, title=f"{case.title}: where the answer is held, layer by layer",
+            series, low=low, high=high, title=f"{heading(case.name)}: where the answer is held, layer by layer",
             x_axis="stream into layer", y_axis=UNIT, references={"all of it": 1.0, "none": 0.0},
             caption="The residual stream patched at one labelled position alone; 'end' is the last token, whose stream "
                     "holds everything after the last block. Bootstrap bands over pairs.",

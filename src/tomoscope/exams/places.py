@@ -7,7 +7,7 @@ import numpy as np
 from tomoscope.errors import SiteError
 from tomoscope.exams.exam import Context
 from tomoscope.exams.prompts import words
-from tomoscope.exams.ready import Ready, title
+from tomoscope.exams.ready import Ready, heading
 from tomoscope.findings.figures import attention
 from tomoscope.findings.finding import FigureRef
 
@@ -34,7 +34,7 @@ def shown_pattern(context: Context, name: str, task: Ready, layer: int, head: in
     pattern = next(iter(read.values())).float().cpu().numpy()
     picture = attention(
         pattern.reshape(1, *pattern.shape[-2:]), tokens=words(context.subject, prompt.ids), heads=[f"{layer}.{head}"],
-        title=f"{title(name)}: where head {layer}.{head} attends on one prompt",
+        title=f"{heading(name)}: where head {layer}.{head} attends on one prompt",
         caption="Rows are queries, columns keys; one clean prompt of the half that was measured on.",
     )  # fmt: skip
     return [context.figure(f"{name}_pattern", picture)]

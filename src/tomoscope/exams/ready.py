@@ -50,6 +50,9 @@ TITLES = {
 }
 STAYS_RIGHT = ("greater_than",)
 """Tasks whose answers are right after the corrupted prompt too, so that it is no control for being right."""
+CORRUPTIONS = {"ioi": "flip"}
+"""Where a task's default is not what exams use: three other names (abc) would let a patch carry the names themselves
+in, and a name alone moves the score by twice the gap; the flip changes the second subject only, and what it decides."""
 GATE = 128
 """Pairs on which it is judged whether a subject does a task, whatever number an exam then uses."""
 GATE_ALPHA = 0.001
@@ -73,6 +76,12 @@ class TaskOptions(Options):
 def title(name: str) -> str:
     """The task's name in a sentence."""
     return TITLES.get(name, name.replace("_", " "))
+
+
+def heading(name: str) -> str:
+    """The task's name at the head of a picture's title."""
+    said = title(name)
+    return said[:1].upper() + said[1:]
 
 
 def percent(share: float) -> str:
@@ -222,7 +231,8 @@ def attempt(context: Context, key: str, claim: str, make: Callable[[], Finding])
 def _made(context: Context, name: str, n: int) -> Ready | str:
     subject, spec = context.subject, TASKS[name]
     try:
-        raw = spec.make(subject.tokenizer, n, seed=context.scan_seed)
+        corruption = CORRUPTIONS.get(name, spec.corruptions[0])
+        raw = spec.make(subject.tokenizer, n, seed=context.scan_seed, corruption=corruption)
         pairs = encode_pairs(subject, raw)
     except UNABLE as error:
         return error.what

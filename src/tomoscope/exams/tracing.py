@@ -26,9 +26,10 @@ from pydantic import Field
 from tomoscope.circuits import causal_trace, noise_scale
 from tomoscope.exams.exam import Context, Exam, Options
 from tomoscope.exams.prompts import speaks_text
-from tomoscope.exams.ready import UNABLE, Ready, able, percent
+from tomoscope.exams.ready import UNABLE, Ready, able
 from tomoscope.findings.figures import heatmap
 from tomoscope.findings.finding import Control, DataNote, FigureRef, Finding
+from tomoscope.findings.finding import format_number as number
 from tomoscope.findings.permutation import sign_flip_test
 from tomoscope.findings.statistics import bootstrap_interval
 from tomoscope.findings.verdict import Rule
@@ -197,10 +198,10 @@ def _claim(
     layer = int(np.nanmean(values[chosen, row], axis=0).argmax())
     mine, other = values[measured, row, layer], values[measured, apart, layer]
     seed, unit = context.seed_for(f"tracing {kind}"), "probability of the answer"
-    share = float(mine.mean() / traces.lost[measured].mean())
+    back, lost = (number(float(x.mean())) for x in (mine, traces.lost[measured]))
     return context.claim(
         key,
-        f"{_sentence(kind, layer)}: {percent(share)} of the probability that noise on the subject took.",
+        f"{_sentence(kind, layer)}: {back} of the {lost} of probability that noise on the subject took.",
         estimate=bootstrap_interval(mine, seed=seed, unit=unit),
         controls=[
             Control(
