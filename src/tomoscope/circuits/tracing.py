@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tomoscope.circuits.engine import Engine
 from tomoscope.circuits.metrics import Metric, Probability
-from tomoscope.errors import PromptError, SiteError
+from tomoscope.errors import PromptError, SiteError, UnavailableSiteError
 from tomoscope.model import Subject, add, scatter
 
 KINDS = {"hidden": "resid_post", "mlp": "mlp.out", "attn": "attn.out"}
@@ -102,6 +102,11 @@ def causal_trace(
     if kind not in KINDS:
         raise SiteError(f"{kind!r} can't be traced.", remedy=f"It is one of {', '.join(KINDS)}.")
     one = subject.tokens([prompt])
+    known = subject.sites()
+    lacking = [i for i in range(subject.facts.n_layers) if not known[f"layer.{i}.{KINDS[kind]}"].available]
+    if lacking:
+        site = f"layer.{lacking[0]}.{KINDS[kind]}"
+        raise UnavailableSiteError(f"{site} can't be given, so {kind!r} can't be traced: {known[site].reason}.")
     if span not in one.prompts[0].spans:
         raise PromptError(f"The prompt has no span {span!r}.", remedy='Label it: "The {subject:Space Needle} is in".')
     first, end = one.prompts[0].spans[span]
@@ -134,9 +139,8 @@ def _restored(
     batch.
     """
     n_layers, draws, length = subject.facts.n_layers, len(engine.batch), one.lengths[0]
-    clean = subject.read(one, f"layer.*.{part}", keep_device=True).stack(f"layer.*.{part}")[
-        :, 0
-    ]  # [layer, token, width]
+    sites = [f"layer.{layer}.{part}" for layer in range(n_layers)]
+    clean = subject.read(one, *sites, keep_device=True).stack(f"layer.*.{part}")[:, 0]  # [layer, token, width]
     out = torch.empty(length, n_layers, draws, dtype=engine.precision)
     if window == 1 and engine.mode == "sliced":
         columns = torch.arange(length).expand(draws, -1)

@@ -25,7 +25,7 @@ from tomoscope.findings.finding import format_number as number
 from tomoscope.findings.permutation import sign_flip_test
 from tomoscope.findings.statistics import bootstrap_interval
 from tomoscope.findings.verdict import Rule
-from tomoscope.observe import by_head, direct_logit_attribution, integrated_gradients
+from tomoscope.observe import TokenAttribution, by_head, direct_logit_attribution, integrated_gradients
 
 TASKS = ("ioi", "induction", "agreement", "gendered_pronoun", "facts")
 
@@ -40,7 +40,9 @@ class AttributionOptions(TaskOptions):
 class TokenOptions(AttributionOptions):
     """And how finely the path is integrated."""
 
-    steps: int = Field(32, ge=2, le=10_000, description="Points on the path from the baseline.")
+    steps: int = Field(32, ge=2, le=10_000, description="Points on the path from the baseline, at first.")
+    most_steps: int = Field(256, ge=2, le=10_000, description="Points are doubled up to this until the parts sum.")
+    tolerance: float = Field(0.1, gt=0, le=1, description="How far the parts may be from the whole, as a share.")
 
 
 def each_task(context: Context, claim: str, make: Callable[[Context, str, Ready], Finding]) -> Iterator[Finding]:
@@ -126,30 +128,37 @@ def run_tokens(context: Context) -> Iterator[Finding]:
 
 def _tokens(context: Context, name: str, task: Ready) -> Finding:
     batch = task.pairs.clean
-    out = integrated_gradients(
-        context.subject, batch.prompts, task.pairs.answers[:, 0], task.pairs.wrong[:, 0], steps=context.options.steps
-    )
-    values, mask = out.values.double().numpy(), out.mask.numpy()
-    labels = [s for s in task.spec.spans if all(s in p.spans for p in batch.prompts)]
+    out, whole, steps, lead = _complete(context, task)
+    if len(whole) < max(8, len(batch) // 2):
+        why = (
+            f"integrated gradients sum to the answer's lead (mean {number(lead)} logits) within "
+            f"{context.options.tolerance:.0%} on only {len(whole)} of {len(batch)} prompts, with {steps} steps"
+        )
+        return context.not_measured(name, f"In {title(name)}, the answer rests on one part.", why)
+    context.log(f"{name}: {len(whole)} of {len(batch)} prompts are complete within the tolerance, with {steps} steps")
+    values, mask = out.values.double().numpy()[whole], out.mask.numpy()[whole]
+    prompts = [batch.prompts[row] for row in whole]
+    keys = [task.clusters[row] for row in whole]
+    labels = [s for s in task.spec.spans if all(s in p.spans for p in prompts)]
     # the token that is read from is heavy whatever the task: it can't be the finding where another label can
     labels = [label for label in labels if label != "end"] or labels
     if not labels:
         return context.not_measured(name, f"In {title(name)}, the answer rests on one part.", "no part has a label")
-    inside, rest = _inside(values, mask, batch.prompts, labels)
+    inside, rest = _inside(values, mask, prompts, labels)
     if not np.isfinite(rest).all():
         why = "every token of a prompt is labelled, so there is nothing to compare with"
         return context.not_measured(name, f"In {title(name)}, the answer rests on one part.", why)
-    chosen, measured = context.halves(task.clusters)
+    chosen, measured = context.halves(keys)
     best = int(inside[:, chosen].mean(1).argmax())
-    clusters = [task.clusters[i] for i in measured]
-    ids = batch.prompts[int(measured[0])].ids
-    gap = "" if out.completeness_error is None else f"; completeness error at most {out.completeness_error.max():.2g}"
+    clusters = [keys[i] for i in measured]
+    ids = prompts[int(measured[0])].ids
     figure = context.figure(
         f"{name}_tokens",
         tokens(
             words(context.subject, ids), values[int(measured[0]), : len(ids)], value_axis="logits",
             title=f"{heading(name)}: integrated gradients of the right answer's lead on one prompt",
-            caption=f"From the mean embedding{gap} logits over all prompts.",
+            caption=f"From the mean embedding in {steps} steps; the parts sum to the lead within "
+                    f"{context.options.tolerance:.0%} on each of {len(whole)} prompts.",
         ),
     )  # fmt: skip
     seed = context.seed_for(name)
@@ -169,6 +178,25 @@ def _tokens(context: Context, name: str, task: Ready) -> Finding:
         test="paired sign-flip test over prompts", sites=["embed"], positions=labels[best], figures=[figure],
         chosen_on=task.note("half A", chosen), measured_on=task.note("half B", measured), rule="tokens",
     )  # fmt: skip
+
+
+def _complete(context: Context, task: Ready) -> tuple[TokenAttribution, np.ndarray, int, float]:
+    """Integrated gradients on a path that is refined until the parts sum to the whole on nearly every prompt.
+
+    Returns the attributions, the rows that are complete within the tolerance, the steps, and the mean lead in logits.
+    """
+    options, steps = context.options, context.options.steps
+    while True:
+        out = integrated_gradients(
+            context.subject, task.pairs.clean.prompts, task.pairs.answers[:, 0], task.pairs.wrong[:, 0], steps=steps
+        )
+        assert out.completeness_error is not None
+        assert out.baseline_metric is not None
+        lead = float((out.metric - out.baseline_metric).abs().mean())
+        whole = np.flatnonzero((out.completeness_error <= options.tolerance * lead).numpy())
+        if len(whole) >= 0.95 * len(task.pairs) or 2 * steps > options.most_steps:
+            return out, whole, steps, lead
+        steps *= 2
 
 
 def _inside(values: np.ndarray, mask: np.ndarray, prompts, labels: list[str]) -> tuple[np.ndarray, np.ndarray]:

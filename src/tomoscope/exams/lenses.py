@@ -20,7 +20,7 @@ from jaxtyping import Float
 from pydantic import Field
 
 from tomoscope.exams.exam import Context, Exam, Options
-from tomoscope.exams.prompts import own_text, speaks
+from tomoscope.exams.prompts import speaks, texts_for
 from tomoscope.exams.ready import attempt, percent
 from tomoscope.findings.figures import curve
 from tomoscope.findings.finding import Control, DataNote, FigureRef, Finding
@@ -33,8 +33,11 @@ from tomoscope.observe import LensReading, logit_lens, train_tuned_lens
 class LensOptions(Options):
     """How much text the model writes for itself to be read."""
 
-    texts: int = Field(64, ge=8, le=100_000, description="Texts sampled from the model.")
+    texts: int = Field(64, ge=8, le=100_000, description="Texts to read.")
     length: int = Field(32, ge=8, le=4096, description="Tokens of each text.")
+    corpus: str = Field(
+        "", description="A text file, directory or dataset id; else texts that the model itself writes."
+    )
 
 
 class TunedOptions(LensOptions):
@@ -74,7 +77,7 @@ def _formed(context: Context, claim: str) -> Finding:
     options = context.options
     if context.subject.facts.n_layers < 2:
         return context.not_measured("formed", claim, "the model has one block: there is no depth between in and out")
-    prompts = own_text(context.subject, n=options.texts, length=options.length, seed=context.seed_for("text"))
+    prompts, source = texts_for(context, options.texts)
     reading = logit_lens(context.subject, prompts, at=None)
     n, prompt = len(prompts), reading.prompt.numpy()
     agreement = by_prompt(reading.agreement.double().numpy(), prompt, n)
@@ -114,8 +117,8 @@ def _formed(context: Context, claim: str) -> Finding:
         p_value=max(sign_flip_test(mine - values, seed=test) for values, _ in baselines.values()),
         test="the larger p of two paired sign-flip tests over texts, against each control",
         sites=[reading.sites[at]], positions="all", figures=figures,
-        chosen_on=DataNote(name="the model's own text, half A", n=len(chosen)),
-        measured_on=DataNote(name="the model's own text, half B", n=len(measured)),
+        chosen_on=DataNote(name=f"{source}, half A", n=len(chosen)),
+        measured_on=DataNote(name=f"{source}, half B", n=len(measured)),
     )  # fmt: skip
 
 
@@ -146,9 +149,7 @@ def run_tuned_lens(context: Context) -> Iterator[Finding]:
 
 def _gain(context: Context) -> Finding:
     options, subject = context.options, context.subject
-    texts = own_text(
-        subject, n=options.training_texts + options.texts, length=options.length, seed=context.seed_for("text")
-    )
+    texts, source = texts_for(context, options.training_texts + options.texts)
     held, training = texts[: options.texts], texts[options.texts :]
     lens = train_tuned_lens(subject, training, held, steps=options.steps, learning_rate=options.learning_rate)
     plain, tuned = logit_lens(subject, held, at=None), logit_lens(subject, held, at=None, lens=lens)
@@ -190,8 +191,8 @@ def _gain(context: Context) -> Finding:
         p_value=max(sign_flip_test(values - mine, seed=test) for values, _ in lenses.values()),
         test="the larger p of two paired sign-flip tests over held-out texts, against each control",
         sites=lens.sites, positions="all", figures=[figure],
-        chosen_on=DataNote(name="the model's own text, training", n=len(training)),
-        measured_on=DataNote(name="the model's own text, held out", n=n),
+        chosen_on=DataNote(name=f"{source}, training", n=len(training)),
+        measured_on=DataNote(name=f"{source}, held out", n=n),
     )  # fmt: skip
 
 
@@ -226,7 +227,7 @@ LOGIT_LENS = Exam(
     presets={"quick": {"texts": 32}, "deep": {"texts": 256, "length": 64}},
     applies=speaks,
     method=(
-        "Texts are sampled from the model itself. After each block the stream is passed through the model's own final "
+        "Texts are sampled from the model itself (or taken from a corpus). After each block the stream is passed through the model's own final "
         "norm "
         "and unembedding (nostalgebraist 2020) and compared with the final distribution at every token."
     ),
@@ -244,7 +245,7 @@ TUNED_LENS = Exam(
     method=(
         "An affine translator per layer, started at the identity, is trained to bring the lens's distribution to the "
         "final "
-        "one (Belrose et al. 2023), on texts that the model wrote; both lenses are then compared on held-out texts."
+        "one (Belrose et al. 2023), on texts that the model wrote (or a corpus); both lenses are then compared on held-out texts."
     ),
     cost=4.0,
 )

@@ -1,17 +1,21 @@
 """What exams of text share: text that the subject itself writes, whether it is a model of text, tokens as words.
 
 Text for exams that need no answer (lenses) is sampled from the model: it is on its own distribution, for any language
-or vocabulary, and needs no file. It can mislead: a model that writes one thing again and again is examined on that.
+or vocabulary, and needs no file. It can mislead: a model that writes one thing again and again is examined on that. A
+corpus of the user's own can take its place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from tomoscope.errors import DataError
+from tomoscope.data import Corpus
+from tomoscope.errors import DataError, TokenizerError
+from tomoscope.exams.exam import Context
 
 
 def own_text(subject: Any, *, n: int, length: int, seed: int) -> list[tuple[int, ...]]:
@@ -43,6 +47,27 @@ def own_text(subject: Any, *, n: int, length: int, seed: int) -> list[tuple[int,
             f"The model wrote only {len(kept)} texts of 4 tokens or more out of {n}.", remedy="Give a text."
         )
     return kept
+
+
+def texts_for(context: Context, n: int) -> tuple[list[tuple[int, ...]], str]:
+    """`n` texts as token ids for an exam with the options `corpus` and `length`, and what they are, for the record.
+
+    Raises DataError where the corpus holds too few tokens.
+    """
+    options, seed = context.options, context.seed_for("text")
+    if not options.corpus:
+        return own_text(context.subject, n=n, length=options.length, seed=seed), "the model's own text"
+    if context.subject.tokenizer is None:
+        raise TokenizerError("A corpus is text, and the model has no tokenizer.", remedy="Leave `corpus` out.")
+    length = min(options.length, context.subject.facts.context or options.length)
+    rows = islice(Corpus(options.corpus).pack(context.subject.tokenizer, length, seed=seed % 2**32), n)
+    texts = [tuple(int(token) for token in row.ids) for row in rows]
+    if len(texts) < n:
+        raise DataError(
+            f"The corpus {options.corpus} gives {len(texts)} texts of {length} tokens, and {n} are needed.",
+            remedy="Give more text, or ask for fewer texts.",
+        )
+    return texts, f"the corpus {options.corpus}"
 
 
 def speaks(subject: Any) -> str:

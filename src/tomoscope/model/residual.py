@@ -96,7 +96,7 @@ def solve(
         if not len(subsets):
             break
         grams = gram[subsets[:, :, None], subsets[:, None, :]]
-        scale = np.sqrt(np.einsum("sii->si", grams))
+        scale = np.sqrt(np.maximum(np.einsum("sii->si", grams), np.finfo(float).tiny))  # a summand may be all zero
         scaled = grams / (scale[:, :, None] * scale[:, None, :]) + 1e-13 * np.eye(size)
         factors = np.linalg.solve(scaled, (right[subsets] / scale)[..., None])[..., 0] / scale
         explained = np.einsum("si,si->s", factors, right[subsets])
