@@ -5,7 +5,9 @@ position. So the base run's streams, keys and values are kept, and a patch is ru
 position on, with all heads (and prompts) of a place as rows of one batch:
 
     1. one block on single tokens: what the patch makes of the stream at its own place (all patches of a layer at once);
-    2. the blocks above on the tokens from there on, with the keys and values before it from the base run;
+    2. the blocks above on the tokens from there on, with the keys and values before it from the base run: all patches
+    of
+       a position in one pass, each row joining the batch at its own layer, so that the products are large;
     3. in the last block, only the last token after attention; then the final norm there, and only the logits that the
        metric asks for.
 
@@ -61,6 +63,7 @@ class Engine:
         self.last = batch.last
         self.mode = mode or ("sliced" if subject.facts.kind == "decoder" else "suffix")
         self.trims = self.mode == "sliced"
+        self.grows = self.mode == "sliced" and not batch.padded and batch.input_ids is not None
         self.precision = torch.float64 if subject.dtype == torch.float64 else torch.float32
         self._base()
 
@@ -158,7 +161,11 @@ class Engine:
         output = None
         with self._from(layer, stream), self._trimmed(layer, column, edits), session:
             output = self.subject.model(**self._arguments(rows_on, layer, column))
-        place = self.last[rows] - column
+        return metric(self._logits(session, output, rows, column, metric), rows).cpu()
+
+    def _logits(self, session: Session, output: Any, rows: Tensor, column: int, metric: Metric) -> Tensor:
+        """Logits at each row's last token: those that the metric needs, from the final norm where that is exact."""
+        device, place = self.subject.device, self.last[rows] - column
         if self._head is not None:
             final = session.values[Site("norm.final")]
             final = final[torch.arange(len(rows)), place]
@@ -166,12 +173,10 @@ class Engine:
             tokens = metric.tokens
             if tokens is not None:
                 weight, bias = weight[tokens.to(device)], None if bias is None else bias[tokens.to(device)]
-            logits = torch.nn.functional.linear(final, weight, bias)
-        else:
-            whole = unwrap(output)[0]
-            assert whole is not None
-            logits = whole[torch.arange(len(rows)), place.to(whole.device)] if whole.dim() == 3 else whole
-        return metric(logits, rows).cpu()
+            return torch.nn.functional.linear(final, weight, bias)
+        whole = unwrap(output)[0]
+        assert whole is not None
+        return whole[torch.arange(len(rows)), place.to(whole.device)] if whole.dim() == 3 else whole
 
     def _arguments(self, rows: Tensor, layer: int, column: int) -> dict[str, Any]:
         batch, accepts = self.batch, self.subject.accepts
@@ -330,6 +335,105 @@ class Engine:
                 out[chunk] = self.run(pair[chunk], start, one, metric, stream=stream).to(out.dtype)
         return out.reshape(pairs, places, heads).permute(1, 2, 0)
 
+    def grid(
+        self,
+        layers: Sequence[int],
+        part: str,
+        columns: Int[Tensor, "pair position"],
+        new: dict[int, Tensor],
+        metric: Metric,
+    ) -> Float[Tensor, "layer position unit pair"]:
+        """`patches` for several layers.
+
+        Args:
+            layers: the blocks, ascending.
+            part: one of `PARTS`.
+            columns: as in `patches`.
+            new: layer -> its values as in `patches`.
+            metric: over the base's pairs.
+        """
+        if self.mode != "sliced" or not self.grows:
+            return torch.stack([self.patches(layer, part, columns, new[layer], metric) for layer in layers])
+        return self._grown(layers, part, columns, new, metric)
+
+    def _grown(
+        self, layers: Sequence[int], part: str, columns: Tensor, new: dict[int, Tensor], metric: Metric
+    ) -> Tensor:
+        pairs, places = columns.shape
+        heads = new[layers[0]].shape[2] if part == "attn.z" else 1
+        pair = torch.arange(pairs)[:, None, None].expand(pairs, places, heads).reshape(-1)
+        column = columns[:, :, None].expand(pairs, places, heads).reshape(-1)
+        late = part != "resid_pre"
+        inner = [layer for layer in layers if layer + late < self.n_layers]
+        out = torch.empty(len(layers), len(pair), dtype=self.precision)
+        for layer in layers:
+            if layer not in inner:
+                out[layers.index(layer)] = (
+                    self._sliced(layer, part, columns, new[layer], metric).permute(2, 0, 1).reshape(-1)
+                )
+        changed = [self._changed(layer, part, pair, column, new[layer], heads) for layer in inner]
+        for one in column.unique().tolist() if inner else ():
+            rows = torch.nonzero(column == one)[:, 0]
+            for chunk in rows.split(max(1, self._rows(self.width - one) // len(inner))):
+                entries = [
+                    (layer + late, pair[chunk], c[chunk.to(c.device)]) for layer, c in zip(inner, changed, strict=True)
+                ]
+                got = self._run_grown(entries, one, metric)
+                for place, layer in enumerate(inner):
+                    out[layers.index(layer), chunk] = got[place].to(out.dtype)
+        return out.reshape(len(layers), pairs, places, heads).permute(0, 2, 3, 1)
+
+    @torch.no_grad()
+    def _run_grown(self, entries: Sequence[tuple[int, Tensor, Tensor]], column: int, metric: Metric) -> Tensor:
+        """Run patches of one column that start at different layers as one batch that grows on its way up.
+
+        Masks and positions are given for one row and broadcast: the prompts have no padding, so all rows share them.
+
+        Args:
+            entries: (first block, base rows, the stream at the column), by ascending block, with as many rows each.
+            column: first column that is run.
+            metric: over the base's pairs.
+
+        Returns:
+            [entry, row].
+        """
+        device, model = self.subject.device, self.subject.model
+        streams = {}
+        for start, rows, changed in entries:
+            stream = self.streams[start][rows.to(device), column:].clone()
+            stream[:, 0] = changed
+            streams[start] = stream
+        first = entries[0][0]
+        reads = [Site("norm.final")] if self._head is not None else []
+        present = torch.cat([rows for _, rows, _ in entries])
+        session = Session(model, self.subject.structure, reads=reads, batch_size=len(present), stop=bool(reads))
+        arguments = self._arguments(torch.zeros(1, dtype=torch.long, device=device), first, column)
+        if self.cache is not None and column > 0:
+            pieces, joined = [], torch.zeros(1, dtype=torch.long)
+            for index, (keys, values) in enumerate(self.cache):
+                if index in streams:
+                    joined = torch.cat([rows for start, rows, _ in entries if start <= index])
+                chosen = joined.to(device)
+                pieces.append((keys[chosen, :, :column], values[chosen, :, :column]))
+            arguments["past_key_values"] = DynamicCache(pieces)
+        output = None
+        with self._from(first, streams.pop(first)) as stack:
+            for start, stream in streams.items():
+                stack.callback(self._joining(start, stream))
+            with self._trimmed(first, column, ()), session:
+                output = model(**arguments)
+        return metric(self._logits(session, output, present, column, metric), present).cpu().reshape(len(entries), -1)
+
+    def _joining(self, layer: int, stream: Tensor) -> Any:
+        """Let more rows into the batch where a block begins; returns what takes the hook away."""
+
+        def join(module: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+            value, put = main_input(args, kwargs)
+            return None if value is None else put(torch.cat([value, stream]))
+
+        block = self.subject.model.get_submodule(self.subject.structure.blocks[layer].path)
+        return block.register_forward_pre_hook(join, with_kwargs=True).remove
+
     def _changed(self, layer: int, part: str, pair: Tensor, column: Tensor, new: Tensor, heads: int) -> Tensor:
         """The stream at the patched place itself: into the block for resid_pre, after it for every other part."""
         device = self.subject.device
@@ -393,21 +497,25 @@ class Engine:
         places = torch.cat([earliest, torch.randperm(columns.shape[1], generator=generator)[: count - 1]]).unique()
         plain = Engine(self.subject, self.batch, edits=self.edits, mode="plain")
         expected = plain.patches(layer, part, columns[:, places], new[:, places], metric)
-        kept, trimmed = self.mode, self.trims
+        kept = (self.mode, self.trims, self.grows)
         spread = float(self.logits.float().std()) or 1.0
+        # the block before takes part, so that rows join on the way up
+        both = [layer - 1, layer] if layer and part != "resid_pre" else [layer]
         while self.mode != "plain":
             try:
-                got = self.patches(layer, part, columns[:, places], new[:, places], metric)
+                got = self.grid(both, part, columns[:, places], dict.fromkeys(both, new[:, places]), metric)[-1]
                 if torch.allclose(got, expected, rtol=TOLERANCE, atol=TOLERANCE * spread):
                     break
             except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, KeyError, TomoscopeError):
-                pass  # the family does not take this way of being run; the next mode asks less of it
-            if self.trims:
+                pass  # the family does not take this way of being run; the next one asks less of it
+            if self.grows:
+                self.grows = False
+            elif self.trims:
                 self.trims = False
-                continue
-            self.mode = MODES[MODES.index(self.mode) + 1]
-            self.cache = None
-        return self.mode == kept and self.trims == trimmed
+            else:
+                self.mode = MODES[MODES.index(self.mode) + 1]
+                self.cache = None
+        return kept == (self.mode, self.trims, self.grows)
 
 
 def _repeat(edit: Edit, rows: Tensor, total: int) -> Edit:

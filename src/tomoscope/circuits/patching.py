@@ -228,12 +228,10 @@ def _chunk(
     rows = torch.arange(len(base))[:, None]
     middle = layers[len(layers) // 2]
     engine.check(part, columns, other[middle][rows, columns], metric, layer=middle, seed=seed)
-    out = []
-    for done, layer in enumerate(layers):
-        out.append(engine.patches(layer, part, columns, other[layer][rows, columns], metric))
-        if progress is not None:
-            progress(done + 1, len(layers))
-    return torch.stack(out), engine.mode
+    out = engine.grid(layers, part, columns, {layer: other[layer][rows, columns] for layer in layers}, metric)
+    if progress is not None:
+        progress(len(layers), len(layers))
+    return out, engine.mode
 
 
 def _layers_with(subject: Subject, part: str, layers: Sequence[int]) -> list[int]:

@@ -35,9 +35,7 @@ class LensOptions(Options):
 
     texts: int = Field(64, ge=8, le=100_000, description="Texts to read.")
     length: int = Field(32, ge=8, le=4096, description="Tokens of each text.")
-    corpus: str = Field(
-        "", description="A text file, directory or dataset id; else texts that the model itself writes."
-    )
+    corpus: str = Field("", description="A text file, directory or dataset id; else the model's own texts.")
 
 
 class TunedOptions(LensOptions):
@@ -227,9 +225,9 @@ LOGIT_LENS = Exam(
     presets={"quick": {"texts": 32}, "deep": {"texts": 256, "length": 64}},
     applies=speaks,
     method=(
-        "Texts are sampled from the model itself (or taken from a corpus). After each block the stream is passed through the model's own final "
-        "norm "
-        "and unembedding (nostalgebraist 2020) and compared with the final distribution at every token."
+        "Texts are sampled from the model itself (or taken from a corpus). After each block the stream is passed "
+        "through the model's own final norm and unembedding (nostalgebraist 2020) and compared with the final "
+        "distribution at every token."
     ),
 )
 
@@ -244,8 +242,8 @@ TUNED_LENS = Exam(
     applies=speaks,
     method=(
         "An affine translator per layer, started at the identity, is trained to bring the lens's distribution to the "
-        "final "
-        "one (Belrose et al. 2023), on texts that the model wrote (or a corpus); both lenses are then compared on held-out texts."
+        "final one (Belrose et al. 2023), on texts that the model wrote (or a corpus); both lenses are then compared "
+        "on held-out texts."
     ),
     cost=4.0,
 )
