@@ -1,5 +1,5 @@
 # Two commands: `make scan` runs the main job on the embedded model, `make test` runs the tests. Both set up what they need.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 OUT    ?= runs/embedded
