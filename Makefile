@@ -21,6 +21,9 @@ $(VENV)/.dev: $(VENV)/.scan
 scan: $(VENV)/.scan
 	$(BIN)/tomoscope scan --out $(OUT)
 
+# One thread a worker: as many workers as cores already use them all, and more threads only get in each other's way.
+test test-slow check: export OMP_NUM_THREADS = 1
+
 test: $(VENV)/.dev
 	$(BIN)/pytest -n $(WORKERS) -m "not slow" -q
 

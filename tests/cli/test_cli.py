@@ -249,7 +249,11 @@ open({str(tmp_path / "p.toml")!r}, "w").write('name="t"\\n[[exam]]\\nname="dummy
 sys.argv = ["tomoscope", "scan", "-p", {str(tmp_path / "p.toml")!r}, "-o", {str(tmp_path / "run")!r}]
 main()
 """
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
+        # a test run in the background of a shell inherits an ignored SIGINT
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
     while "working" not in process.stderr.readline():
         assert process.poll() is None
     time.sleep(0.1)

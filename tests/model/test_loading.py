@@ -51,7 +51,7 @@ def test_no_such_directory(source: str) -> None:
 
 
 def test_no_such_hub_id(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelNotFoundError, match="neither a local directory nor"):
         open_model("nobody-here/no-such-model")
 
