@@ -30,7 +30,7 @@ SMALL = {
 LACKING = {
     "openai_gpt": {"observe.direct_attribution", "observe.logit_lens", "observe.tuned_lens"},
     # a mixture's routing jumps along the path, so integrated gradients do not sum to the whole, and the exam says so
-    **dict.fromkeys(("qwen3_moe", "deepseek_v3", "gpt_oss"), {"observe.token_attribution"}),
+    **{family: {"observe.token_attribution"} for family in ("qwen3_moe", "deepseek_v3", "gpt_oss")},
 }
 
 
