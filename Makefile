@@ -31,14 +31,14 @@ test-slow: $(VENV)/.dev
 	$(BIN)/pytest -n $(WORKERS) -m slow -q
 
 check: $(VENV)/.dev
-	$(BIN)/ruff format --check src tests benchmarks docs examples training
-	$(BIN)/ruff check src tests benchmarks docs examples training
+	$(BIN)/ruff format --check src tests benchmarks docs examples training tools
+	$(BIN)/ruff check src tests benchmarks docs examples training tools
 	$(BIN)/ty check --python $(VENV) src
 	$(BIN)/pytest -n $(WORKERS) -m "not slow" -q
 
 format: $(VENV)/.dev
-	$(BIN)/ruff format src tests benchmarks docs examples training
-	$(BIN)/ruff check --fix src tests benchmarks docs examples training
+	$(BIN)/ruff format src tests benchmarks docs examples training tools
+	$(BIN)/ruff check --fix src tests benchmarks docs examples training tools
 
 docs: $(VENV)/.dev
 	$(BIN)/python docs/build.py

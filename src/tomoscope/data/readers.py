@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import importlib
 import json
 import zlib
 from collections.abc import Callable, Iterator
@@ -189,7 +190,7 @@ def _parquet(path: Path, field: str) -> Iterator[Record]:
 def hub_records(name: str, field: str, split: str) -> Iterator[Record]:
     """The texts of a hub data set, streamed. Raises DataError where `datasets` is absent or the set cannot be had."""
     try:
-        import datasets
+        datasets = importlib.import_module("datasets")  # an extra: not there for everyone
     except ImportError as error:
         raise DataError(
             f"{name!r} is no file here, and data sets of the hub need the package `datasets`.",
