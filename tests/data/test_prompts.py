@@ -3,7 +3,7 @@ from __future__ import annotations
 import pickle
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tomoscope.data import Prompt, as_prompt, mark
@@ -38,6 +38,8 @@ def test_bad_marks_are_told(marked: str) -> None:
 
 @GIVEN
 @given(parts=st.lists(st.tuples(TEXT, TEXT.filter(bool)), max_size=4), tail=TEXT)
+@example(parts=[("", "0")], tail="}")
+@example(parts=[("{", "}"), ("", "{0}")], tail="{}")
 def test_marked_and_parse_are_inverse(parts: list[tuple[str, str]], tail: str) -> None:
     text, spans = "", {}
     for i, (before, words) in enumerate(parts):
@@ -47,6 +49,10 @@ def test_marked_and_parse_are_inverse(parts: list[tuple[str, str]], tail: str) -
     if not text:
         return
     prompt = Prompt(text, spans)
+    if any(text[end : end + 1] == "}" for _, end in spans.values()):
+        with pytest.raises(PromptError, match="closing brace"):
+            prompt.marked()
+        return
     back = Prompt.parse(prompt.marked())
     assert back == prompt
     assert hash(back) == hash(prompt)

@@ -117,12 +117,21 @@ class Prompt:
         return cls(text, spans)
 
     def marked(self) -> str:
-        """The text with its spans in braces, which `parse` reads back. Raises PromptError where spans overlap."""
+        """The text with its spans in braces, which `parse` reads back.
+
+        Raises PromptError where spans overlap, and where a closing brace of the text comes right after a span: no marks
+        tell it from the span's own last character.
+        """
         out, position = "", 0
         for label, (start, end) in sorted(self.spans.items(), key=lambda item: item[1]):
             if start < position:
                 raise PromptError(
                     f"The span {label!r} overlaps another one, and braces do not nest.",
+                    remedy="Use text and spans apart.",
+                )
+            if self.text[end : end + 1] == "}":
+                raise PromptError(
+                    f"A closing brace comes right after the span {label!r}, which marks can't tell from its end.",
                     remedy="Use text and spans apart.",
                 )
             out += f"{_escape(self.text[position:start])}{{{label}:{_escape(self.text[start:end])}}}"
