@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.zoo import ZOO
 from tomoscope.circuits import Pairs, activation_patching, attribution_patching
-from tomoscope.model import Subject, add, build_subject
+from tomoscope.model import Subject, add, build_subject, noise, zero
 from tomoscope.observe import by_head, direct_logit_attribution, gradient_x_input, integrated_gradients, logit_lens
 
 PROMPTS = [[5, 9, 17, 33], [8, 30, 31, 32, 7, 40, 12], [21, 22, 23, 24, 25]]
@@ -123,3 +123,28 @@ def test_a_stream_of_prompts_is_read_in_order_and_in_bounded_batches(subject: Su
     assert largest == 16
     everything = subject.read(prompts, "layer.1.resid_post", at="last")["layer.1.resid_post"]
     torch.testing.assert_close(torch.cat(seen), everything, rtol=1e-5, atol=1e-5)
+
+
+def test_edits_are_the_same_whole_and_in_pieces(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values by row, by position and by named rows, and noise, where there are as many positions as prompts."""
+    drawn = torch.randn(3, 3, 32, generator=torch.Generator().manual_seed(2))
+    site, at = "layer.1.resid_post", [0, 1, 2]
+    sets = [
+        [add(site, drawn[0], at=at)],  # [position, d_model]: not a value a row
+        [add(site, drawn, at=at)],
+        [add(site, drawn[:2, 0], at="last", rows=[2, 0])],
+        [noise(site, 0.5, seed=4)],
+        [zero("layer.0.attn.z[head=1]", rows=[2])],
+    ]
+    whole = [subject.last_logits(PROMPTS, edits=edits) for edits in sets]
+    monkeypatch.setattr("tomoscope.model.subject.rows_that_fit", lambda *a: 1)
+    for edits, expected in zip(sets, whole, strict=True):
+        torch.testing.assert_close(subject.last_logits(PROMPTS, edits=edits), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_see_edits_of_results_and_give_their_values(subject: Subject) -> None:
+    site, edits = "layer.1.attn.result", [zero("layer.1.attn.result[head=2]")]
+    out = subject.gradients(PROMPTS, metric(PROMPTS), [site], edits=edits)
+    torch.testing.assert_close(out.values[site], subject.read(PROMPTS, site, edits=edits)[site])
+    logits = subject.last_logits(PROMPTS, edits=edits)
+    torch.testing.assert_close(out.metric, logits.gather(1, torch.tensor(ANSWERS)[:, None])[:, 0], rtol=1e-4, atol=1e-5)

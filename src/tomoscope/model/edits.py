@@ -43,6 +43,7 @@ class Edit:
         rows: items of the batch; None for all.
         during: "all", or only the "prefill" (the prompt) or the "decode" steps (generated tokens) of a generation.
         seed: the noise's seed.
+        draws: for "noise" in a piece of a batch, which rows of the whole region these are; None for all.
         index: for "scatter", [entry, 3] = row, position column of the padded batch, head (-1: the site has none).
     """
 
@@ -55,16 +56,20 @@ class Edit:
     during: str = "all"
     seed: int = 0
     index: Tensor | None = None
+    draws: tuple[int, ...] | None = None
 
     def apply(self, region: Tensor) -> Tensor:
         """The edited region (same shape, dtype and device as the region given)."""
         if self.op == "scale":
             return region * self.factor
         if self.op == "noise":
-            # drawn on the CPU, so that a seed gives the same noise on every device
-            generator = torch.Generator().manual_seed(self.seed)
-            draw = torch.randn(region.shape, generator=generator, dtype=torch.float32)
-            return region + self.factor * draw.to(region)
+            # drawn on the CPU and row by row, so that neither the device nor how a batch is cut changes the noise
+            places = range(len(region)) if self.draws is None else self.draws
+            draws = [
+                torch.randn(region.shape[1:], generator=torch.Generator().manual_seed((self.seed << 20) + place))
+                for place in places
+            ]
+            return region + self.factor * torch.stack(draws).to(region)
         assert self.value is not None  # the constructors below see to it
         value = self.value.to(device=region.device, dtype=region.dtype)
         if self.op == "project_out":
@@ -159,7 +164,7 @@ def project_out(site: str, directions: Any, *, at: At = None, rows: Any = None, 
 
 
 def noise(site: str, deviation: float, *, at: At = None, rows: Any = None, seed: int = 0, during: str = "all") -> Edit:
-    """Add Gaussian noise of a standard deviation; the draw depends on the seed and the region's shape alone."""
+    """Add Gaussian noise of a standard deviation; each row's draw depends on the seed and its place alone."""
     return Edit(site, "noise", None, float(deviation), at, _rows(rows), _during(during), seed)
 
 
@@ -185,13 +190,27 @@ def _during(during: str) -> str:
     return during
 
 
-def rows_of(edit: Edit, start: int, count: int, total: int) -> Edit:
-    """An edit for some consecutive rows of a batch that is run in pieces."""
+def rows_of(edit: Edit, start: int, count: int, total: int, dims: int) -> Edit | None:
+    """An edit for some consecutive rows of a batch that is run in pieces; None where it names none of them.
+
+    Args:
+        edit: for the whole batch.
+        start: first row of the piece.
+        count: rows of the piece.
+        total: rows of the batch.
+        dims: axes of the region that the edit selects; a value with as many and a row each is cut with the batch.
+    """
     if edit.op == "scatter" and edit.index is not None and edit.value is not None:
         inside = (edit.index[:, 0] >= start) & (edit.index[:, 0] < start + count)
         index = edit.index[inside].clone()
         index[:, 0] -= start
         return dataclasses.replace(edit, index=index, value=edit.value[inside])
-    if edit.value is not None and edit.value.dim() > 1 and len(edit.value) == total and edit.rows is None:
-        return dataclasses.replace(edit, value=edit.value[start : start + count])
-    return edit
+    rows = range(total) if edit.rows is None else edit.rows
+    mine = [place for place, row in enumerate(rows) if start <= row < start + count]
+    if not mine:
+        return None
+    value = edit.value
+    if value is not None and edit.op != "project_out" and value.dim() == dims and len(value) == len(rows):
+        value = value[mine]
+    kept = None if edit.rows is None else tuple(rows[place] - start for place in mine)
+    return dataclasses.replace(edit, value=value, rows=kept, draws=tuple(mine))

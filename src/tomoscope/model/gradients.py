@@ -21,7 +21,7 @@ from tomoscope.model.probe import unwrap
 from tomoscope.model.regions import Bound
 from tomoscope.model.results import Activations, Gradients, join
 from tomoscope.model.sites import Site
-from tomoscope.model.taps import Session, head_results
+from tomoscope.model.taps import Session
 
 if TYPE_CHECKING:
     from tomoscope.model.subject import Metric, Subject
@@ -92,13 +92,9 @@ def _finish(session: Session, site: Site, grad: Tensor, value: Tensor) -> tuple[
     """Bring a recorded tensor and its gradient to the site's axes."""
     if site.part == "attn.result" and site.layer is not None:
         # what was kept is the projection's output, to which every head's result is added: they share its gradient
-        block = session.structure.blocks[site.layer]
-        heads = block.shapes["n_heads"]
-        projection = session.model.get_submodule(block.projection)
-        z = session.values.get(Site("attn.z", site.layer))
+        heads = session.structure.blocks[site.layer].shapes["n_heads"]
         grad = session._shaped(Site("attn.out", site.layer), grad)
-        result = head_results(projection, z.detach()) if z is not None else torch.full((1,), torch.nan)
-        return grad[:, :, None].expand(-1, -1, heads, -1), result
+        return grad[:, :, None].expand(-1, -1, heads, -1), session.results[site]
     return session._shaped(site, grad), session._shaped(site, value)
 
 

@@ -10,7 +10,6 @@ bit-identical to its own forward, which is measured at opening (`facts.parity`).
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -217,20 +216,15 @@ class Subject:
     def _bind_piece(self, edits: Sequence[Edit], batch: Batch, piece: Batch, start: int) -> list[Bound]:
         if len(piece) == len(batch):
             return self.bind(edits, batch)
-        if any(
-            e.op == "scatter" or (e.value is not None and e.value.dim() > 1 and len(e.value) == len(batch))
-            for e in edits
-        ):
-            edits = [rows_of(edit, start, len(piece), len(batch)) for edit in edits]
-        kept = []
-        for edit in edits:
-            if edit.rows is not None:
-                rows = tuple(row - start for row in edit.rows if start <= row < start + len(piece))
-                if not rows:
-                    continue
-                edit = dataclasses.replace(edit, rows=rows)
-            kept.append(edit)
-        return self.bind(kept, piece)
+        kept = (rows_of(edit, start, len(piece), len(batch), self._region_dims(edit, batch)) for edit in edits)
+        return self.bind([edit for edit in kept if edit is not None], piece)
+
+    def _region_dims(self, edit: Edit, batch: Batch) -> int:
+        """Axes of the region that an edit selects; a module's own axes are as many as the value has."""
+        site = self.grammar.parse(edit.site)[0]
+        if site.part == "module":
+            return 0 if edit.value is None or edit.value.dim() < 2 else edit.value.dim()
+        return len(site.axes) - (len(site.heads) == 1) - batch.columns(edit.at)[1]
 
     def _call(
         self, batch: Batch, wanted: Sequence[Site], bound: Sequence[Bound], at: Any, keep_device: bool, *, logits: bool

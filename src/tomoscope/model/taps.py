@@ -60,6 +60,7 @@ class Session:
         self.model, self.structure, self.graph, self.stop = model, structure, graph, stop
         self.batch_size, self.keep = batch_size, keep
         self.values: dict[Site, Tensor] = {}
+        self.results: dict[Site, Tensor] = {}  # with a graph, the values of attn.result: `values` has what carries it
         self.past, self.phase = 0, "prefill"
         self.reads = set(reads)
         self.edits: dict[Site, list[Bound]] = {}
@@ -258,15 +259,18 @@ class Session:
 
     def _result(self, module: nn.Module, z: Tensor | None, value: Tensor, site: Site) -> Tensor:
         assert z is not None
-        if self.graph:
-            self._record(site, value)
-            return value.clone()
         shapes = self._block(site).shapes
         result = head_results(module, z.reshape(*value.shape[:-1], shapes["n_heads"], -1))
         result = result.reshape(self.batch_size, -1, *result.shape[-2:])
         new = write_all(result, self._due(site), site, past=self.past)
-        self._record(site, new)
-        return value if new is result else value + (new - result).sum(-2).reshape(value.shape)
+        value = value if new is result else value + (new - result).sum(-2).reshape(value.shape)
+        if not self.graph:
+            self._record(site, new)
+            return value
+        # every head's result is added to the projection's output, so its gradient is theirs
+        self.results[site] = new.detach()
+        self._record(site, value)
+        return value.clone()
 
     # ---- attention's side (see attention.Watcher)
 
