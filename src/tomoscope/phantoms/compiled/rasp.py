@@ -16,7 +16,7 @@ or not. Weiss, Goldberg and Yahav, "Thinking like transformers" (2021).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any, TypeVar
@@ -153,14 +153,12 @@ class Selector:
         """One term that says the same: of pairs of keys and pairs of queries, where there are several."""
         if len(self.terms) == 1:
             return self.terms[0]
-        keys = list(dict.fromkeys(term.keys for term in self.terms))
-        queries = list(dict.fromkeys(term.queries for term in self.terms))
-        places = [(keys.index(term.keys), queries.index(term.queries), term.predicate) for term in self.terms]
+        keys = _components(term.keys for term in self.terms)
+        queries = _components(term.queries for term in self.terms)
 
         def predicate(key: Any, query: Any) -> bool:
-            return all(
-                one(_part(key, k, len(keys)), _part(query, q, len(queries))) for k, q, one in places
-            )  # fmt: skip
+            key_of, query_of = _split(key, keys), _split(query, queries)
+            return all(one.predicate(_value(one.keys, key_of), _value(one.queries, query_of)) for one in self.terms)
 
         return Term(_paired(keys), _paired(queries), predicate)
 
@@ -288,31 +286,40 @@ def _pair(first: Any, second: Any) -> tuple[Any, Any]:
     return (first, second)
 
 
+def _components(sops: Iterable[SOp]) -> list[SOp]:
+    """The different operations of which some, perhaps pairs already, are made."""
+    found: dict[SOp, None] = {}
+    for sop in sops:
+        paired = isinstance(sop, SequenceMap) and sop.function is _pair
+        found |= dict.fromkeys(_components(sop.inputs)) if paired else {sop: None}
+    return list(found)
+
+
 def _paired(sops: Sequence[SOp]) -> SOp:
-    """Several operations as one, of nested pairs; constants are paired too, by way of `sequence_map`."""
-    return reduce(lambda one, other: _join(one, other), sops)
+    """Several operations as one, of nested pairs ((a, b), c); constants, which have no direction, are left out."""
+    varying = [sop for sop in sops if not isinstance(sop, Constant)]
+    return reduce(_join, varying) if varying else sops[0]
 
 
 def _join(first: SOp, second: SOp) -> SOp:
-    if isinstance(first, Constant) or isinstance(second, Constant):
-        if isinstance(first, Constant) and isinstance(second, Constant):
-            return Constant((first.value, second.value))
-        return sequence_map(_pair, first, second)
-    return SequenceMap(_pair, first, second, name=_pair_name(first, second))
+    name = f"{first.name}+{second.name}" if first.name and second.name else ""
+    return SequenceMap(_pair, first, second, name=name)
 
 
-def _pair_name(first: SOp, second: SOp) -> str:
-    return f"{first.name}+{second.name}" if first.name and second.name else ""
+def _split(value: Any, sops: Sequence[SOp]) -> dict[SOp, Any]:
+    """The value of each operation, from that of `_paired(sops)`."""
+    values: dict[SOp, Any] = {sop: sop.value for sop in sops if isinstance(sop, Constant)}
+    varying = [sop for sop in sops if sop not in values]
+    for sop in reversed(varying[1:]):
+        value, values[sop] = value
+    return values | ({varying[0]: value} if varying else {})
 
 
-def _part(value: Any, index: int, count: int) -> Any:
-    """One of `count` values joined by nested pairs ((a, b), c)."""
-    while count > 1:
-        value, last = value
-        if index == count - 1:
-            return last
-        count -= 1
-    return value
+def _value(sop: SOp, values: dict[SOp, Any]) -> Any:
+    if sop in values:
+        return values[sop]
+    assert isinstance(sop, SequenceMap)
+    return (_value(sop.first, values), _value(sop.second, values))
 
 
 def _check_sop(sop: Any, what: str) -> None:

@@ -25,7 +25,7 @@ BasisKind = Literal["axes", "rotated"]
 MAX_WIDTH = 2048
 SPARE = 3
 """Dimensions that hold no direction: +C, -C, and the one that sums to 0."""
-_LARGE = {"float64": 2.0**18, "float32": 2.0**12}
+_LARGE = {"float64": 2.0**20, "float32": 2.0**12}
 """C: the error of scale |x|^2 / 2 C^2 and the rounding of sums, C times the type's precision, are about the same."""
 
 
@@ -103,16 +103,16 @@ def lay_out(
     return Stream(Basis(write, read, constant, gain), places, (*labels, *(f"spare:{i}" for i in range(n_spare))), spare)
 
 
-def widths(variables: Sequence[Variable], n_heads: int, head_dim: int, n_spare: int) -> tuple[int, int]:
-    """(d_model, head_dim) that fit every variable and every head. Raises DataError where they would be too large."""
+def width_of(variables: Sequence[Variable], n_heads: int, head_dim: int, n_spare: int) -> int:
+    """A d_model that fits every variable and `n_heads` heads of `head_dim`. Raises DataError where it is too large."""
     n = sum(variable.size for variable in variables) + n_spare + SPARE
-    head_dim = max(head_dim, -(-n // n_heads))
-    if n_heads * head_dim > MAX_WIDTH:
+    d_model = n_heads * max(head_dim, -(-n // n_heads))
+    if d_model > MAX_WIDTH:
         largest = sorted(variables, key=lambda variable: -variable.size)[:3]
         listed = ", ".join(f"{variable.name} ({variable.size})" for variable in largest)
         raise DataError(
-            f"The program needs a stream of {n_heads * head_dim} dimensions, and {MAX_WIDTH} is the most; the largest "
-            f"variables are {listed}.",
+            f"The program needs a stream of {d_model} dimensions, and {MAX_WIDTH} is the most; the largest variables "
+            f"are {listed}.",
             remedy="Give a smaller vocabulary or max_length, or map to fewer categories.",
         )
-    return n_heads * head_dim, head_dim
+    return d_model

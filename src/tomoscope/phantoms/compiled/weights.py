@@ -19,14 +19,17 @@ import torch
 from tomoscope.phantoms.compiled.lower import Network
 from tomoscope.phantoms.compiled.parts import Head
 from tomoscope.phantoms.compiled.rasp import Indices, Tokens
-from tomoscope.phantoms.compiled.stream import BasisKind, Stream, lay_out, widths
+from tomoscope.phantoms.compiled.stream import BasisKind, Stream, lay_out, width_of
 from tomoscope.phantoms.compiled.tokenizer import BOS, PAD, VALUE, Words
 
 BETA = 100.0
 LOGIT = 10.0
 MIN_POSITIONS = 8
+HUM = 2
+"""The first spare directions: every attention writes a 1 in the first and every MLP in the second, by its bias. Nobody
+reads it; opening a model finds what adds to the stream by looking, and can't see a part that adds nothing."""
 _JUNK = 4
-"""Directions that distractors write and nobody reads."""
+"""Further spare directions, which distractors write and nobody reads."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +87,11 @@ def make_stream(
     """A stream wide enough for every variable and every head."""
     variables = [network.bos, *network.variables.values(), *(h.writes for h in network.heads)]
     variables = list(dict.fromkeys(variables))
-    distractors = shape.extra_heads or shape.extra_neurons
+    n_spare = HUM + (_JUNK if shape.extra_heads or shape.extra_neurons else 0)
     need = max((max(head.query.width, head.value.size) for head in placed), default=1)
-    d_model, _ = widths(variables, n_heads, need, _JUNK if distractors else 0)
+    d_model = width_of(variables, n_heads, need, n_spare)
     return lay_out(
-        variables, d_model, n_spare=_JUNK if distractors else 0, kind=shape.basis, dtype=shape.dtype, epsilon=1e-5,
+        variables, d_model, n_spare=n_spare, kind=shape.basis, dtype=shape.dtype, epsilon=1e-5,
         generator=generator,
     )  # fmt: skip
 
@@ -114,6 +117,8 @@ def make_model(
     _embed(weights, network, stream, words, shape)
     heads: dict[tuple[int, int], Head] = {place: head for head, place in placed.items()}
     for layer in range(config.n_layer):
+        for part, direction in zip(("attn", "mlp"), stream.spare[:HUM], strict=True):
+            weights[f"transformer.h.{layer}.{part}.c_proj.bias"] += stream.basis.write[direction]
         for index in range(config.n_head):
             _Attention(weights, layer, index, config, stream).write(heads.get((layer, index)), network, shape, generator)
         _mlp(weights, layer, network, stream, shape, generator)
@@ -166,8 +171,8 @@ class _Attention:
             seen = _seen(network, self.stream)
             for start in self.starts:
                 self.joint[:, start : start + self.size] = seen @ generator.standard_normal((seen.shape[1], self.size))
-            mix = generator.standard_normal((self.size, len(self.stream.spare))) / np.sqrt(self.size)
-            self.out[self.first : self.first + self.size] = mix @ self.stream.basis.write[self.stream.spare]
+            mix = generator.standard_normal((self.size, _JUNK)) / np.sqrt(self.size)
+            self.out[self.first : self.first + self.size] = mix @ self.stream.basis.write[self.stream.spare[HUM:]]
 
 
 def _mlp(
@@ -189,8 +194,8 @@ def _mlp(
         chosen, seen = order[start:], _seen(network, stream)
         inward[:, chosen] = seen @ generator.standard_normal((seen.shape[1], len(chosen)))
         bias[chosen] = 0.5 * generator.standard_normal(len(chosen))
-        mix = generator.standard_normal((len(chosen), len(stream.spare))) / np.sqrt(max(1, len(chosen)))
-        outward[chosen] = mix @ stream.basis.write[stream.spare]
+        mix = generator.standard_normal((len(chosen), _JUNK)) / np.sqrt(max(1, len(chosen)))
+        outward[chosen] = mix @ stream.basis.write[stream.spare[HUM:]]
 
 
 def _seen(network: Network, stream: Stream) -> np.ndarray:
