@@ -107,6 +107,11 @@ CASES = {
 Edge = tuple[str, str]
 
 
+def unit(rows: Tensor) -> Tensor:
+    """Rows of length 1; those that are nothing stay so."""
+    return rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-6)
+
+
 class Weights:
     """GPT-2's forward from its weights alone, by nodes: what each writes, and what each destination reads."""
 
@@ -177,12 +182,32 @@ class Weights:
         scaled = self.w[f"{norm}.weight"][:, None] * matrix
         return scaled - scaled.mean(0)
 
-    def overlap(self, source: str, place: str) -> float:
-        """The largest product of something written and something read, both of unit length."""
-        rows, columns = self.written(source), self.read(place)
-        rows = rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-6)
-        columns = columns / columns.norm(dim=0, keepdim=True).clamp(min=1e-6)
-        return float((rows @ columns).abs().max())
+    def circuit(self) -> tuple[set[Edge], list[float]]:
+        """Edges by what is written and read, from the logits back; and every overlap that was looked at.
+
+        A head counts if what it writes is read by a part that counts; of an MLP those neurons do of which that is so.
+        """
+        edges, overlaps = set(), []
+        live = {"logits": unit(self.read("logits").T).T}
+        for place in reversed(self.destinations()):
+            if place.startswith("m"):
+                rows = unit(self.written(place))
+                touched = torch.stack([(rows @ columns).abs().amax(1) for columns in live.values()]).amax(0)
+                useful = touched[:-1] > 1e-6  # the last row is the bias
+                live[place] = unit(self.read(place)[:, useful].T).T if bool((touched > 1e-6).any()) else None
+            elif place != "logits":
+                rows = unit(self.written(node := place.partition("<")[0]))
+                later = [live[other] for other in live if node in self.sources(other)]
+                counts = any(float((rows @ columns).abs().max()) > 1e-6 for columns in later)
+                live[place] = unit(self.read(place).T).T if counts else None
+            if live[place] is None or not live[place].shape[1]:
+                del live[place]
+        for place, columns in live.items():
+            for source in self.sources(place):
+                overlaps.append(float((unit(self.written(source)) @ columns).abs().max()))
+                if overlaps[-1] > 1e-6:
+                    edges.add((source, place))
+        return edges, overlaps
 
     def forward(
         self, ids: Tensor, cut: set[Edge] = frozenset(), other: dict[str, Tensor] | None = None
@@ -191,29 +216,40 @@ class Weights:
         w, other = self.w, other or {}
         n = ids.shape[1]
         out = {"embed": w["transformer.wte.weight"][ids], "position": w["transformer.wpe.weight"][:n].expand(len(ids), -1, -1)}
-        fixed = torch.zeros_like(out["embed"])
+        whole = out["embed"] + out["position"]
+        changed: dict[str, list[str]] = {}
+        for source, place in cut:
+            changed.setdefault(place, []).append(source)
 
-        def stream(place: str, norm: str) -> Tensor:
-            total = fixed
-            for source in self.sources(place):
-                total = total + (other[source] if (source, place) in cut else out[source])
-            gain, bias = w[f"{norm}.weight"], w[f"{norm}.bias"]
-            return torch.nn.functional.layer_norm(total, (self.width,), gain, bias, self.epsilon)
+        def norm(total: Tensor, name: str) -> Tensor:
+            return torch.nn.functional.layer_norm(
+                total, (self.width,), w[f"{name}.weight"], w[f"{name}.bias"], self.epsilon
+            )
+
+        def stream(place: str, name: str, plain: Tensor) -> Tensor:
+            if place not in changed:
+                return plain
+            return norm(whole + sum(other[source] - out[source] for source in changed[place]), name)
 
         mask = torch.zeros(n, n, dtype=torch.float64)
         if self.causal:
             mask.masked_fill_(torch.ones(n, n, dtype=torch.bool).triu(1), float("-inf"))
         for layer in range(self.n_layers):
             path = f"transformer.h.{layer}"
+            plain = norm(whole, f"{path}.ln_1")
             for index in range(self.n_heads):
                 reads, back = self.head(layer, index)
                 q, k, v = (
-                    stream(f"a{layer}.h{index}<{part}>", f"{path}.ln_1") @ matrix + bias
+                    stream(f"a{layer}.h{index}<{part}>", f"{path}.ln_1", plain) @ matrix + bias
                     for part, (matrix, bias) in zip("qkv", reads, strict=True)
                 )
                 pattern = (q @ k.transpose(-1, -2) / self.size**0.5 + mask).softmax(-1)
                 out[f"a{layer}.h{index}"] = pattern @ v @ back
-            fixed = fixed + w[f"{path}.attn.c_proj.bias"]
-            inner = stream(f"m{layer}", f"{path}.ln_2") @ w[f"{path}.mlp.c_fc.weight"] + w[f"{path}.mlp.c_fc.bias"]
-            out[f"m{layer}"] = inner.relu() @ w[f"{path}.mlp.c_proj.weight"] + w[f"{path}.mlp.c_proj.bias"]
-        return stream("logits", "transformer.ln_f") @ w["lm_head.weight"].T, out
+            whole = whole + sum(out[f"a{layer}.h{index}"] for index in range(self.n_heads))
+            whole = whole + w[f"{path}.attn.c_proj.bias"]
+            inner = stream(f"m{layer}", f"{path}.ln_2", norm(whole, f"{path}.ln_2")) @ w[f"{path}.mlp.c_fc.weight"]
+            inner = (inner + w[f"{path}.mlp.c_fc.bias"]).relu()
+            out[f"m{layer}"] = inner @ w[f"{path}.mlp.c_proj.weight"] + w[f"{path}.mlp.c_proj.bias"]
+            whole = whole + out[f"m{layer}"]
+        last = stream("logits", "transformer.ln_f", norm(whole, "transformer.ln_f"))
+        return last @ w["lm_head.weight"].T, out

@@ -4,6 +4,11 @@ Nodes: "embed" (tokens and BOS), "position", "a0.h1" (layer 0 head 1), "m0", "lo
 node's input; a head's inputs are apart: "a0.h1<q>", "a0.h1<k>", "a0.h1<v>". There is an edge where the source writes
 directions that the destination reads, and the destination's own output reaches the logits. Distractors (heads and
 neurons that write where nobody reads) have none.
+
+How it can mislead: a true edge need not show. *Constant* edges carry what is the same in every prompt of one length (BOS,
+positions, the length), so no patch from another prompt of that length can find them. *Idle* edges keep a head clean in
+a case that its readers could cope with: putting nothing in place of what they carry (BOS alone) changes no answer; found
+by doing that on every input. Both are listed, so that a method is not blamed for missing them.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ from typing import Any
 
 from tomoscope.phantoms.compiled.lower import Network
 from tomoscope.phantoms.compiled.parts import Head, Variable
-from tomoscope.phantoms.compiled.rasp import Indices, Tokens
+from tomoscope.phantoms.compiled.rasp import Indices, Tokens, order
 
 Edge = tuple[str, str]
 
@@ -27,6 +32,10 @@ class Circuit:
     edges: Mapping[Edge, tuple[str, ...]]
     places: Mapping[str, str]
     """Variable -> the node that writes it."""
+    idle: tuple[Edge, ...] = ()
+    """True edges in whose place nothing does as well, on every input."""
+    constant: tuple[Edge, ...] = ()
+    """True edges that carry the same in every prompt of one length."""
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -36,7 +45,8 @@ class Circuit:
 
     def to_json(self) -> dict[str, Any]:
         """The value of a card's "circuit"."""
-        return {"nodes": list(self.nodes), "edges": [list(edge) for edge in self.edges]}
+        return {"nodes": list(self.nodes), "edges": [list(edge) for edge in self.edges],
+                "idle": [list(edge) for edge in self.idle], "constant": [list(edge) for edge in self.constant]}
 
 
 def node_of(place: str) -> str:
@@ -51,6 +61,15 @@ def node_order(node: str) -> tuple[float, str]:
         return ends[node], node
     layer, _, head = node[1:].partition(".h")
     return 2.0 * int(layer) + (node[0] == "m"), head.zfill(4)
+
+
+def only_bos(circuit: Circuit, network: Network) -> list[Edge]:
+    """Edges that carry BOS and nothing else into scores or neurons: those that could be idle."""
+    return [
+        (source, place)
+        for (source, place), carried in circuit.edges.items()
+        if carried == (network.bos.name,) and not place.endswith("<v>")
+    ]
 
 
 def trace_circuit(network: Network, placed: Mapping[Head, tuple[int, int]]) -> Circuit:
@@ -74,8 +93,9 @@ def trace_circuit(network: Network, placed: Mapping[Head, tuple[int, int]]) -> C
     for destination, variables in reads:
         for variable in variables:
             found[writers[variable], destination].append(variable.name)
+    varying = {variable.name for sop, variable in network.variables.items() if Tokens() in order(sop)}
+    varying |= {head.writes.name for head in network.heads if Tokens() in order(head.sop)}
     ordered = sorted(found, key=lambda edge: (node_order(node_of(edge[1])), edge[1], node_order(edge[0])))
-    return Circuit(
-        {edge: tuple(sorted(set(found[edge]))) for edge in ordered},
-        {variable.name: node for variable, node in writers.items()},
-    )
+    edges = {edge: tuple(sorted(set(found[edge]))) for edge in ordered}
+    constant = tuple(edge for edge, carried in edges.items() if not varying & set(carried))
+    return Circuit(edges, {variable.name: node for variable, node in writers.items()}, constant=constant)

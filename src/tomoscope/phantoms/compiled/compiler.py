@@ -7,7 +7,7 @@ of the model on inputs against the program's own meaning.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from random import Random
@@ -19,14 +19,22 @@ from torch import Tensor
 
 from tomoscope.errors import DataError, ModelError
 from tomoscope.model.opening import build_subject
-from tomoscope.phantoms.compiled.circuit import Circuit, trace_circuit
+from tomoscope.phantoms.compiled.circuit import Circuit, only_bos, trace_circuit
 from tomoscope.phantoms.compiled.domains import Domains
 from tomoscope.phantoms.compiled.interpret import EXHAUSTIVE, Interpreter, examine, some_inputs
 from tomoscope.phantoms.compiled.lower import lower
 from tomoscope.phantoms.compiled.rasp import SOp
 from tomoscope.phantoms.compiled.stream import BasisKind, Stream
 from tomoscope.phantoms.compiled.tokenizer import BOS, PAD, VALUE, Words, make_tokenizer, make_words
-from tomoscope.phantoms.compiled.weights import LOGIT, Shape, make_config, make_model, make_stream, place_heads
+from tomoscope.phantoms.compiled.weights import (
+    LOGIT,
+    Shape,
+    make_config,
+    make_model,
+    make_stream,
+    place_heads,
+    without_bos,
+)
 from tomoscope.phantoms.phantom import Card, Known, Specimen
 
 TOLERANCE = {"float64": 1e-6, "float32": 1e-2}
@@ -162,6 +170,13 @@ def compile_program(
             remedy="Its values may be too many or too close for the type; use float64, or a smaller max_length.",
         )
     circuit = trace_circuit(network, placed)
+    if exhaustive:
+        idle = []
+        for edge in only_bos(circuit, network):
+            with without_bos(model, edge[1], stream, network):
+                if largest_error(model, words, interpreter, inputs) < TOLERANCE[dtype]:
+                    idle.append(edge)
+        circuit = replace(circuit, idle=tuple(idle))
     name = name or program.name or "program"
     card = Card(name, seed, _description(name, vocabulary, shape), (Known("circuit", circuit.to_json()),))
     subject = build_subject(model, tokenizer=make_tokenizer(words, config.n_positions), name=name)

@@ -9,7 +9,8 @@ come out as logits of LOGIT and 0; a number as its own value.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,6 +126,28 @@ def make_model(
     _unembed(weights, network, stream, words)
     model.load_state_dict({name: torch.from_numpy(value).to(torch_dtype) for name, value in weights.items()})
     return model
+
+
+@contextmanager
+def without_bos(model: Any, place: str, stream: Stream, network: Network) -> Iterator[None]:
+    """While it lasts, a destination ("a0.h1<k>", "m2") does not read BOS."""
+    layer, _, rest = place[1:].partition(".h")
+    block = model.transformer.h[int(layer)]
+    if place[0] == "m":
+        weight, columns = block.mlp.c_fc.weight, slice(None)
+    else:
+        size = model.config.n_embd // model.config.n_head
+        start = "qkv".index(place[-2]) * model.config.n_embd + int(rest.partition("<")[0]) * size
+        weight, columns = block.attn.c_attn.weight, slice(start, start + size)
+    kept = weight.detach().clone()
+    write, read = (torch.from_numpy(v).to(kept) for v in (stream.write(network.bos), stream.read(network.bos)))
+    with torch.no_grad():
+        weight[:, columns] -= read @ (write @ kept[:, columns])
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            weight.copy_(kept)
 
 
 def _embed(weights: dict, network: Network, stream: Stream, words: Words, shape: Shape) -> None:
