@@ -98,10 +98,10 @@ CASES = {
     "sort_unique": Case(programs.sort_unique, (3, 5, 8, 9), 4, False, sort_unique, 5),
     "sort": Case(programs.sort, (3, 5, 8), 5, False, sort, 7),
     "most_frequent": Case(programs.most_frequent, "abc", 5, False, most_frequent, 7),
-    "balanced": Case(lambda: programs.balanced("()"), "()", 8, True, balanced, 12),
-    "shuffle_dyck": Case(lambda: programs.balanced("()", "[]"), "()[]", 4, True, balanced, 6),
+    "balanced": Case(lambda: programs.balanced("()"), "()", 7, True, balanced, 10),
+    "shuffle_dyck": Case(lambda: programs.balanced("()", "[]"), "()[]", 4, True, balanced, 5),
     "previous_token": Case(programs.previous_token, "abc", 5, True, previous_token, 7),
-    "induction": Case(programs.induction, "abc", 6, True, induction, 8),
+    "induction": Case(programs.induction, "abc", 5, True, induction, 7),
 }
 
 Edge = tuple[str, str]

@@ -71,7 +71,7 @@ def test_cutting_every_other_edge_changes_nothing(name, layout):
     compiled = CASES[name].compile(**LAYOUTS[layout])
     weights = Weights(compiled.model)
     cut = set(weights.edges()) - set(compiled.circuit.edges)
-    for ids in batches(compiled, 60):
+    for ids in batches(compiled, 40):
         plain = weights.forward(ids)[0]
         for other in replacements(weights, ids):
             assert effect(compiled, weights, ids, plain, cut, other) < NO_CHANGE
@@ -82,7 +82,7 @@ def test_cutting_any_edge_of_the_circuit_changes_an_answer(name):
     compiled = CASES[name].compile()
     weights = Weights(compiled.model)
     idle, silent = set(compiled.circuit.edges), set(compiled.circuit.edges)
-    for ids in reversed(list(batches(compiled, 250))):
+    for ids in reversed(list(batches(compiled, 80))):
         plain = weights.forward(ids)[0]
         nothing, *others = replacements(weights, ids)
         idle = {edge for edge in idle if effect(compiled, weights, ids, plain, {edge}, nothing) < CHANGE}
@@ -98,7 +98,7 @@ def test_cutting_any_edge_of_the_circuit_changes_an_answer(name):
 def test_constant_edges_carry_the_same_in_prompts_of_one_length(name):
     compiled = CASES[name].compile(max_length=4)
     weights = Weights(compiled.model)
-    ids = list(batches(compiled, 250))[-1]
+    ids = list(batches(compiled, 80))[-1]
     out = weights.forward(ids)[1]
     for edge, carried in compiled.circuit.edges.items():
         seen = out[edge[0]][:, 1:] if carried != ("bos",) else out[edge[0]]

@@ -21,7 +21,7 @@ from tomoscope.errors import DataError, ModelError
 from tomoscope.model.opening import build_subject
 from tomoscope.phantoms.compiled.circuit import Circuit, only_bos, trace_circuit
 from tomoscope.phantoms.compiled.domains import Domains
-from tomoscope.phantoms.compiled.interpret import EXHAUSTIVE, Interpreter, examine, some_inputs
+from tomoscope.phantoms.compiled.interpret import EXHAUSTIVE, Interpreter, some_inputs
 from tomoscope.phantoms.compiled.lower import lower
 from tomoscope.phantoms.compiled.rasp import SOp
 from tomoscope.phantoms.compiled.stream import BasisKind, Stream
@@ -155,15 +155,15 @@ def compile_program(
     words = make_words(vocabulary, None if program.numerical else domains(program))
     interpreter = Interpreter(program, causal=causal)
     inputs, exhaustive = some_inputs(vocabulary, max_length, most=EXHAUSTIVE, seed=seed)
-    examine(interpreter, inputs)
+    meant = [interpreter(row) for row in inputs]
     network = lower(program, domains, empty=interpreter.empty if exhaustive else None)
     generator = np.random.default_rng(seed)
     placed, n_heads = place_heads(network, shape, generator)
     stream = make_stream(network, placed, n_heads, shape, generator)
     config = make_config(network, words, shape, n_heads=n_heads, d_model=len(stream.basis.constant))
     model = make_model(network, stream, placed, words, shape, config, generator)
-    sample = Random(f"{seed}:check").sample(inputs, min(_CHECKED, len(inputs)))
-    error = largest_error(model, words, interpreter, sample)
+    sample = Random(f"{seed}:check").sample(range(len(inputs)), min(_CHECKED, len(inputs)))
+    error = largest_error(model, words, [inputs[i] for i in sample], [meant[i] for i in sample])
     if not error < TOLERANCE[dtype]:
         raise ModelError(
             f"The compiled model is off its program by {error:.2g}; at most {TOLERANCE[dtype]:g} is allowed.",
@@ -174,7 +174,7 @@ def compile_program(
         idle = []
         for edge in only_bos(circuit, network):
             with without_bos(model, edge[1], stream, network):
-                if largest_error(model, words, interpreter, inputs) < TOLERANCE[dtype]:
+                if largest_error(model, words, inputs, meant) < TOLERANCE[dtype]:
                     idle.append(edge)
         circuit = replace(circuit, idle=tuple(idle))
     name = name or program.name or "program"
@@ -187,25 +187,22 @@ def compile_program(
 
 
 def largest_error(
-    model: Any, words: Words, interpreter: Interpreter, inputs: Sequence[Sequence[Hashable]]
+    model: Any, words: Words, inputs: Sequence[Sequence[Hashable]], meant: Sequence[Sequence[Any]]
 ) -> float:
-    """The largest difference of a model's answers from the program's, over inputs: of the number, or of the one-hot
-    answer.
-    """
-    worst = 0.0
-    for row, logits in zip(inputs, run_model(model, words, inputs), strict=True):
-        worst = max(worst, float((logits - target(words, interpreter(row)).to(logits)).abs().max()))
-    return worst / (LOGIT if words.answers else 1.0)
+    """The largest difference of a model's answers from those that are meant: of numbers, or of one-hot answers."""
+    logits = torch.cat(run_model(model, words, inputs))
+    right = target(words, [answer for row in meant for answer in row]).to(logits)
+    return float((logits - right).abs().max()) / (LOGIT if words.answers else 1.0)
 
 
 def target(words: Words, answers: Sequence[Any]) -> Tensor:
     """The logits [position, vocab] that answers stand for."""
     out = torch.zeros(len(answers), len(words.texts), dtype=torch.float64)
-    for row, answer in enumerate(answers):
-        if not words.answers:
-            out[row, words.texts.index(VALUE)] = float(answer)
-        elif answer is not None:
-            out[row, words.answers[answer]] = LOGIT
+    if not words.answers:
+        out[:, words.texts.index(VALUE)] = torch.tensor([float(answer) for answer in answers], dtype=torch.float64)
+        return out
+    rows = [row for row, answer in enumerate(answers) if answer is not None]
+    out[rows, [words.answers[answers[row]] for row in rows]] = LOGIT
     return out
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from tomoscope.errors import DataError
 from tomoscope.phantoms.compiled.rasp import Aggregate, Constant, Indices, Map, SequenceMap, SOp, Tokens, Width
 
+Number = int | Fraction
 MAX_CATEGORIES = 512
 MAX_NUMBERS = 4096
 _LINEAR_SAMPLE = 24
@@ -27,8 +28,12 @@ def may_be_none(sop: SOp) -> bool:
     return isinstance(sop, Aggregate) or any(may_be_none(source) for source in sop.inputs)
 
 
-def number(value: Any, what: str = "A value") -> Fraction:
-    """An exact fraction of a bool, int, float or Fraction. Raises DataError for anything else and for no finite one."""
+def number(value: Any, what: str = "A value") -> Number:
+    """An exact number of a bool, int, float or Fraction. Raises DataError for anything else and for no finite one."""
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, Fraction):
+        return value
     try:
         return Fraction(value).limit_denominator(10**6)
     except (TypeError, ValueError, OverflowError) as error:
@@ -97,7 +102,7 @@ class Domains:
 
     def _tidy(self, sop: SOp, values: list[Any]) -> list[Any]:
         if sop.numerical:
-            none = {Fraction(0)} if any(may_be_none(source) for source in sop.inputs) else set()
+            none: set[Number] = {0} if any(may_be_none(source) for source in sop.inputs) else set()
             return sorted(none | {number(value, f"A value of {sop.name or 'a map'}") for value in values})
         for value in values:
             if value is None or not isinstance(value, Hashable):
@@ -107,18 +112,19 @@ class Domains:
                 )
         return list(dict.fromkeys(values))
 
-    def _means(self, sop: Aggregate) -> list[Fraction]:
+    def _means(self, sop: Aggregate) -> list[Number]:
         """Means of up to max_length values, and 0 for those of none."""
         members = self(sop.source)
-        found, sums = {Fraction(0)}, {Fraction(0)}
+        found: set[Number] = {0}
+        sums: set[Number] = {0}
         for count in range(1, self.max_length + 1):
             sums = {total + value for total in sums for value in members}
-            found |= {total / count for total in sums}
+            found |= {Fraction(total, count) for total in sums}
             if len(found) > MAX_NUMBERS or len(sums) * len(members) > 100 * MAX_NUMBERS:
                 raise self._unbounded(sop, f"{len(found)} or more", MAX_NUMBERS)
         return sorted(found)
 
-    def _linear_values(self, sop: SequenceMap) -> list[Fraction]:
+    def _linear_values(self, sop: SequenceMap) -> list[Number]:
         first, second = self(sop.first), self(sop.second)
         a, b, c = self.linear(sop)
         if len(first) * len(second) > 100 * MAX_NUMBERS:
@@ -129,13 +135,13 @@ class Domains:
         """The (a, b, c) of a x first + b x second + c. Raises DataError where the function is not that."""
         first, second = self(sop.first), self(sop.second)
 
-        def at(one: Any, other: Any) -> Fraction:
+        def at(one: Any, other: Any) -> Number:
             return number(applied(sop.function, one, other), f"A value of {sop.name or 'a sequence_map'}")
 
         low, high = (first[0], second[0]), (first[-1], second[-1])
         corner = at(*low)
-        a = (at(high[0], low[1]) - corner) / (high[0] - low[0]) if high[0] != low[0] else Fraction(0)
-        b = (at(low[0], high[1]) - corner) / (high[1] - low[1]) if high[1] != low[1] else Fraction(0)
+        a = Fraction(at(high[0], low[1]) - corner) / (high[0] - low[0]) if high[0] != low[0] else Fraction(0)
+        b = Fraction(at(low[0], high[1]) - corner) / (high[1] - low[1]) if high[1] != low[1] else Fraction(0)
         c = corner - a * low[0] - b * low[1]
         for one in first[:: max(1, len(first) // _LINEAR_SAMPLE)]:
             for other in second[:: max(1, len(second) // _LINEAR_SAMPLE)]:

@@ -6,7 +6,7 @@ program can: copies that would gather different categories (refused), and aggreg
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from fractions import Fraction
 from itertools import product
 from random import Random
@@ -39,20 +39,27 @@ class Interpreter:
         self.program, self.causal = program, causal
         self.order = order(program)
         self.empty: set[SOp] = set()
-        self._held: dict[tuple[int, Any, Any], bool] = {}
+        # operations by number: looking them up by what they compute would hash whole programs at every step
+        number_of = {sop: i for i, sop in enumerate(self.order)}
+        self._inputs = [tuple(number_of[source] for source in sop.inputs) for sop in self.order]
+        self._empty = [False] * len(self.order)
+        self._held: dict[tuple[int, int, Any, Any], bool] = {}
 
     def __call__(self, words: Sequence[Hashable]) -> list[Any]:
-        """The program's value at each position; None is no value, numbers are fractions."""
-        return self.trace(words)[self.program]
+        """The program's value at each position; None is no value, numbers are exact."""
+        return self._run(words)[-1]
 
     def trace(self, words: Sequence[Hashable]) -> dict[SOp, list[Any]]:
         """The value of every operation of the program at each position."""
-        values: dict[SOp, list[Any]] = {}
-        for sop in self.order:
-            values[sop] = self._evaluate(sop, words, values)
+        return dict(zip(self.order, self._run(words), strict=True))
+
+    def _run(self, words: Sequence[Hashable]) -> list[list[Any]]:
+        values: list[list[Any]] = []
+        for place, sop in enumerate(self.order):
+            values.append(self._evaluate(place, sop, words, [values[i] for i in self._inputs[place]]))
         return values
 
-    def _evaluate(self, sop: SOp, words: Sequence[Hashable], values: dict[SOp, list[Any]]) -> list[Any]:
+    def _evaluate(self, place: int, sop: SOp, words: Sequence[Hashable], given: list[list[Any]]) -> list[Any]:
         match sop:
             case Tokens():
                 return list(words)
@@ -60,45 +67,47 @@ class Interpreter:
                 return list(range(len(words)))
             case Constant():
                 return [sop.value] * len(words)
-            case Map():
-                return [self._mapped(sop, value) for value in values[sop.source]]
-            case SequenceMap():
-                pairs = zip(values[sop.first], values[sop.second], strict=True)
-                return [self._mapped(sop, one, other) for one, other in pairs]
+            case Map() | SequenceMap():
+                return [self._mapped(sop, *values) for values in zip(*given, strict=True)]
             case Width():
-                return [len(chosen) for chosen in self._selected(sop.selector, len(words), values)]
+                return [len(chosen) for chosen in self._selected(place, sop.selector, len(words), given)]
             case Aggregate():
-                rows = self._selected(sop.selector, len(words), values)
-                return [self._gathered(sop, [values[sop.source][key] for key in row], words) for row in rows]
+                rows = self._selected(place, sop.selector, len(words), given)
+                return [self._gathered(place, sop, [given[-1][key] for key in row], words) for row in rows]
         raise DataError(f"{sop!r} is no operation.", remedy="Use the operations of this package.")
 
     def _mapped(self, sop: Map | SequenceMap, *values: Any) -> Any:
         if any(value is None for value in values):
             # no value: a number read from it is 0
-            return Fraction(0) if sop.numerical else None
+            return 0 if sop.numerical else None
         value = applied(sop.function, *values)
         return number(value) if sop.numerical else value
 
-    def _selected(self, selector: Selector, n: int, values: dict[SOp, list[Any]]) -> Iterator[list[int]]:
-        columns = [(term, values[term.keys], values[term.queries]) for term in selector.terms]
+    def _selected(self, place: int, selector: Selector, n: int, given: list[list[Any]]) -> Iterator[list[int]]:
+        columns = [(i, term, given[2 * i], given[2 * i + 1]) for i, term in enumerate(selector.terms)]
         for query in range(n):
-            keys = range(query + 1 if self.causal else n)
-            yield [k for k in keys if all(self._holds(term, key[k], asked[query]) for term, key, asked in columns)]
+            chosen = list(range(query + 1 if self.causal else n))
+            for i, term, keys, queries in columns:
+                asked = queries[query]
+                chosen = [k for k in chosen if self._holds((place, i, keys[k], asked), term)]
+            yield chosen
 
-    def _holds(self, term: Term, key: Any, query: Any) -> bool:
-        if key is None or query is None:
-            return False
-        place = (id(term), key, query)
-        if place not in self._held:
-            self._held[place] = bool(applied(term.predicate, key, query))
-        return self._held[place]
+    def _holds(self, case: tuple[int, int, Any, Any], term: Term) -> bool:
+        held = self._held.get(case)
+        if held is None:
+            key, query = case[2:]
+            held = key is not None and query is not None and bool(applied(term.predicate, key, query))
+            self._held[case] = held
+        return held
 
-    def _gathered(self, sop: Aggregate, chosen: list[Any], words: Sequence[Hashable]) -> Any:
+    def _gathered(self, place: int, sop: Aggregate, chosen: list[Any], words: Sequence[Hashable]) -> Any:
         if not chosen:
-            self.empty.add(sop)
-            return Fraction(0) if sop.numerical else None
+            if not self._empty[place]:
+                self._empty[place] = True
+                self.empty.add(sop)
+            return 0 if sop.numerical else None
         if sop.numerical:
-            return sum(chosen, Fraction(0)) / len(chosen)
+            return Fraction(sum(chosen), len(chosen))
         if len(set(chosen)) > 1:
             raise DataError(
                 f"{sop.name or 'An aggregate'} copies a category, but on {words!r} different ones are selected "
@@ -123,9 +132,3 @@ def some_inputs(
     random = Random(f"{seed}:inputs")
     drawn = (tuple(random.choices(vocabulary, k=random.randint(1, max_length))) for _ in range(most))
     return list(dict.fromkeys(drawn)), False
-
-
-def examine(interpreter: Interpreter, inputs: Iterable[Sequence[Hashable]]) -> None:
-    """Run a program on inputs for what only running shows; see `Interpreter`. Raises DataError as it does."""
-    for words in inputs:
-        interpreter(words)

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from tomoscope.phantoms.compiled.domains import Number
 from tomoscope.phantoms.compiled.parts import Neurons, Reading, Variable, hot, reading
 from tomoscope.phantoms.compiled.rasp import SOp
 
@@ -59,7 +60,7 @@ def pair_table(
 def steps(
     sop: SOp,
     source: Variable,
-    ladder: Sequence[tuple[Fraction, Any]],
+    ladder: Sequence[tuple[Number, Any]],
     writes: Variable,
     time: int,
     *,

@@ -104,6 +104,6 @@ def hot(variable: Variable, value: Any) -> np.ndarray:
     return vector
 
 
-def ceiling(values: Sequence[Fraction]) -> float:
+def ceiling(values: Sequence[int | Fraction]) -> float:
     """The largest absolute value of numbers, at least 1."""
     return max([1.0, *(abs(float(value)) for value in values)])
