@@ -10,7 +10,8 @@ Kinds of `Known` and their values (JSON):
 - ability: {"task"}, a name of `tomoscope.data.TASKS`
 - head_role: {"role", "heads": [[layer, head], ...]}
 - site: {"task", "sites"}, parts which carry a behaviour
-- circuit: {"nodes", "edges": [[source, destination], ...]}; nodes "embed", "position", "a0.h1", "m0", "logits"
+- circuit: {"nodes", "edges": [[source, destination], ...]}; nodes "embed", "position", "a0.h1", "m0", "logits"; perhaps
+  "idle" and "constant", edges that some methods can't see (compiled.circuit)
 - direction: {"concept", "site"}; the vector in `Specimen.data["directions"][concept]`, [d_model]
 - features: {"site", "n"}; the dictionary in `Specimen.data["dictionary"]`, [feature, d_model]
 - neuron: {"site", "index", "what"}
