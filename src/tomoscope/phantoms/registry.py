@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from tomoscope.errors import DataError, nearest
 from tomoscope.phantoms.phantom import Phantom
 
-MODULES: tuple[str, ...] = ()
+MODULES: tuple[str, ...] = ("tomoscope.phantoms.planted",)
 
 
 class Registry(Mapping[str, Phantom]):
