@@ -5,6 +5,7 @@ The design, one file an idea:
 - `host`: an empty GPT-2 or Llama and the means to wire heads and neurons; `spaces`: the orthogonal parts of its
   stream; `words`: a tokenizer the field's tasks accept; `cards`: what the cards share.
 - `circuit`, `induction`: an induction circuit, beside scrambled weights and a twin whose first head is severed.
+- `backdoor`: the same host with one neuron that two words set off.
 
 Each file says how its phantom can mislead. What holds for all: planted parts are cleaner and stand more alone than
 learned ones, so an exam that fails here fails, and one that passes here has passed the easiest case.
@@ -13,9 +14,9 @@ learned ones, so an exam that fails here fails, and one that passes here has pas
 from __future__ import annotations
 
 from tomoscope.phantoms.phantom import Phantom
-from tomoscope.phantoms.planted import induction
+from tomoscope.phantoms.planted import backdoor, induction
 
 __all__ = ["PHANTOMS"]
 
-PHANTOMS: tuple[Phantom, ...] = induction.PHANTOMS
+PHANTOMS: tuple[Phantom, ...] = (*induction.PHANTOMS, *backdoor.PHANTOMS)
 """The planted phantoms."""

@@ -4,7 +4,7 @@ Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits";
 "In-context Learning and Induction Heads" (arXiv:2209.11895).
 
 The stream is token + position (GPT-2 form) + a constant, and three parts that begin empty: what the token before was,
-what to say, and a spare one. In the order of the code:
+what to say, and a flag. In the order of the code:
 
 1. embeddings: a random unit code for each token; sines and cosines for each position; the constant.
 2. the previous-token head: query i meets key i - 1, by positions or by rotation; copies token codes into "before".
@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tomoscope.phantoms.planted.host import Form, Host, Size, balanced, rotary_offset
+from tomoscope.phantoms.planted.host import Form, Host, balanced, rotary_offset
 from tomoscope.phantoms.planted.spaces import Spaces, place_codes, shift_codes, subspaces, unit_codes
 
 Head = tuple[int, int]
@@ -52,8 +52,9 @@ class Layout:
     distractors: tuple[tuple[int, int, int], ...]
 
 
-def draw_layout(size: Size, group: int, choose: random.Random) -> Layout:
+def draw_layout(host: Host, choose: random.Random) -> Layout:
     """The layers and heads of one specimen; distractors share no keys with the circuit's heads."""
+    size, group = host.size, host.group
     early, late = sorted(choose.sample(range(size.n_layers), 2))
     previous, induction = (early, choose.randrange(size.n_heads)), (late, choose.randrange(size.n_heads))
     distractors = []
@@ -70,7 +71,7 @@ class Wired:
 
     Attributes:
         host: the model being wired.
-        spaces: "token", "before", "out", "place", "one", "spare" and their bases.
+        spaces: "token", "before", "out", "place", "one", "flag" and their bases.
         codes: [vocab, CODE], a unit code for each token.
         layout: where the circuit's heads are.
     """
@@ -87,15 +88,15 @@ def embedded_length(form: Form) -> float:
     return math.sqrt(sum(part**2 for part in parts))
 
 
-def wire_induction(form: Form, vocab: int, size: Size, generator: torch.Generator, choose: random.Random) -> Wired:
-    """A host with the circuit and its distractors, without noise."""
-    host = Host(form, size, vocab)
-    widths = {"token": CODE, "before": CODE, "out": CODE, "one": 1, "spare": 2}
+def wire_induction(host: Host, layout: Layout, generator: torch.Generator) -> Wired:
+    """Wire the circuit and its distractors into an empty host, without noise."""
+    form, size, vocab = host.form, host.size, len(host.embedding)
+    widths = {"token": CODE, "before": CODE, "out": CODE, "one": 1, "flag": 1}
     if form == "gpt2":
         widths["place"] = PLACE
     spaces = subspaces(size.d_model, widths, generator)
     codes = unit_codes(vocab, CODE, generator)
-    wired = Wired(host, spaces, codes, draw_layout(size, host.group, choose))
+    wired = Wired(host, spaces, codes, layout)
     host.embedding.copy_(TOKEN_LENGTH * codes @ spaces["token"].T + CONSTANT_LENGTH * spaces["one"].T)
     host.unembedding.copy_(LOGIT / math.sqrt(size.d_model) * codes @ spaces["out"].T)
     if form == "gpt2":

@@ -16,8 +16,8 @@ from __future__ import annotations
 from tomoscope.model import open_model
 from tomoscope.phantoms.phantom import Card, Known, Phantom, Specimen
 from tomoscope.phantoms.planted.cards import Edge, abilities, circuit, denied, node, scramble, z_site
-from tomoscope.phantoms.planted.circuit import Layout, Wired, wire_induction
-from tomoscope.phantoms.planted.host import Form, Size
+from tomoscope.phantoms.planted.circuit import Layout, Wired, draw_layout, wire_induction
+from tomoscope.phantoms.planted.host import Form, Host, Size
 from tomoscope.phantoms.planted.spaces import generator_for, random_for
 from tomoscope.phantoms.planted.words import task_tokenizer
 
@@ -58,7 +58,8 @@ def wire(form: Form, seed: int, *, noise: float = NOISE) -> Wired:
     """The model with the circuit and its noise, not yet opened."""
     generator = generator_for(f"induction_{form}", seed)
     choose = random_for(f"induction_{form}", seed)
-    wired = wire_induction(form, len(task_tokenizer()), Size(), generator, choose)
+    host = Host(form, Size(), len(task_tokenizer()))
+    wired = wire_induction(host, draw_layout(host, choose), generator)
     wired.host.add_noise(noise, generator)
     return wired
 
