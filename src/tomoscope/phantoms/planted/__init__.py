@@ -14,9 +14,9 @@ learned ones, so an exam that fails here fails, and one that passes here has pas
 from __future__ import annotations
 
 from tomoscope.phantoms.phantom import Phantom
-from tomoscope.phantoms.planted import backdoor, induction
+from tomoscope.phantoms.planted import backdoor, concepts, induction
 
 __all__ = ["PHANTOMS"]
 
-PHANTOMS: tuple[Phantom, ...] = (*induction.PHANTOMS, *backdoor.PHANTOMS)
+PHANTOMS: tuple[Phantom, ...] = (*induction.PHANTOMS, *backdoor.PHANTOMS, *concepts.PHANTOMS)
 """The planted phantoms."""

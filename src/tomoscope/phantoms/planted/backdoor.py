@@ -137,7 +137,7 @@ def wire_neuron(wired: Wired, backdoor: Backdoor) -> None:
 
 def token(word: str) -> int:
     """The id of a word with its space."""
-    return task_tokenizer().convert_tokens_to_ids(word)
+    return task_tokenizer().get_vocab()[word]
 
 
 def wire(form: Form, seed: int, *, noise: float = NOISE, planted: bool = True) -> tuple[Wired, Backdoor]:
