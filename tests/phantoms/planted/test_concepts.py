@@ -7,8 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 from tests.phantoms.planted.conftest import same_weights
 from tomoscope.model import add, open_model, project_out, replace
@@ -17,8 +15,8 @@ from tomoscope.phantoms.planted import concepts, induction
 from tomoscope.phantoms.planted.spaces import random_for
 from tomoscope.phantoms.planted.statements import ANSWERS, LISTS, draw_statements, statement_tokenizer
 
-SEEDS = (0, 1, 2)
-MANY = 2400
+SEEDS = (0, 1)
+MANY = 1600
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +41,16 @@ def direction(specimen, concept, holds=True):
 
 
 def probe(values, labels):
-    """Held-out accuracy of a linear probe on standardised activations."""
+    """Held-out accuracy of a linear probe (ridge regression on standardised activations)."""
     truth = np.array(labels)
     half = len(truth) // 2
-    scaled = StandardScaler().fit(values[:half])
-    fitted = LogisticRegression(C=1.0, max_iter=300).fit(scaled.transform(values[:half]), truth[:half])
-    return float((fitted.predict(scaled.transform(values[half:])) == truth[half:]).mean())
+    scaled = (values - values[:half].mean(0)) / (values[:half].std(0) + 1e-6)
+    train = np.hstack([scaled[:half], np.ones((half, 1))])
+    weights = np.linalg.solve(
+        train.T @ train + 0.02 * half * np.eye(train.shape[1]), train.T @ (2.0 * truth[:half] - 1)
+    )
+    found = np.hstack([scaled[half:], np.ones((len(truth) - half, 1))]) @ weights > 0
+    return float((found == truth[half:]).mean())
 
 
 def answers(subject, texts, edits=()):

@@ -6,6 +6,9 @@ The design, one file an idea:
   stream; `words`: a tokenizer the field's tasks accept; `cards`: what the cards share.
 - `circuit`, `induction`: an induction circuit, beside scrambled weights and a twin whose first head is severed.
 - `backdoor`: the same host with one neuron that two words set off.
+- `statements`, `concepts`: classes of words along known directions, used and unused, one with a known best accuracy.
+- `superposition`: more sparse features than dimensions, with the dictionary.
+- `stimuli`, `curves`: a small CNN of edges, colours and curves.
 
 Each file says how its phantom can mislead. What holds for all: planted parts are cleaner and stand more alone than
 learned ones, so an exam that fails here fails, and one that passes here has passed the easiest case.
@@ -14,9 +17,15 @@ learned ones, so an exam that fails here fails, and one that passes here has pas
 from __future__ import annotations
 
 from tomoscope.phantoms.phantom import Phantom
-from tomoscope.phantoms.planted import backdoor, concepts, induction
+from tomoscope.phantoms.planted import backdoor, concepts, curves, induction, superposition
 
 __all__ = ["PHANTOMS"]
 
-PHANTOMS: tuple[Phantom, ...] = (*induction.PHANTOMS, *backdoor.PHANTOMS, *concepts.PHANTOMS)
+PHANTOMS: tuple[Phantom, ...] = (
+    *induction.PHANTOMS,
+    *backdoor.PHANTOMS,
+    *concepts.PHANTOMS,
+    *superposition.PHANTOMS,
+    *curves.PHANTOMS,
+)
 """The planted phantoms."""
