@@ -177,7 +177,7 @@ def set_thresholds(net: CurveNet, plan: Plan) -> None:
     for curve, channel in plan.curves.items():
         images = torch.stack([arc(curve, radius=plan.radius), edge(curve + 180)])
         mine, straight = net.curves(net.edges_on(net.edges(images)))[:, channel, SIZE // 2, SIZE // 2].tolist()
-        net.curves.bias[channel] -= (mine + straight) / 2
+        net.curves.bias[channel] -= (mine + straight) / 2  # ty: ignore[not-subscriptable]
 
 
 def curves_known(plan: Plan) -> tuple[Known, ...]:
