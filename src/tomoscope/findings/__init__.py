@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from tomoscope.findings.control import random_directions, random_subsets, shuffled_labels
 from tomoscope.findings.corrections import benjamini_hochberg, holm
+from tomoscope.findings.estimate import Estimate, format_number
 from tomoscope.findings.figures import Figure
-from tomoscope.findings.finding import Control, DataNote, Estimate, FigureRef, Finding, format_number
+from tomoscope.findings.finding import Control, DataNote, FigureRef, Finding
 from tomoscope.findings.ledger import Ledger
 from tomoscope.findings.manifest import ExamRecord, Manifest
 from tomoscope.findings.permutation import permutation_test, sign_flip_test

@@ -24,7 +24,7 @@ from scipy.optimize import brentq
 from scipy.stats import norm, rankdata, t
 
 from tomoscope.errors import DataError
-from tomoscope.findings.finding import Estimate
+from tomoscope.findings.estimate import Estimate
 from tomoscope.findings.statistics import wilson_interval
 
 UNIT = "ROC area"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tomoscope.findings.finding import DataNote, Finding, format_number
+from tomoscope.findings.estimate import format_number
+from tomoscope.findings.finding import DataNote, Finding
 from tomoscope.findings.ledger import Ledger
 from tomoscope.findings.manifest import ExamRecord
 from tomoscope.scan import figures

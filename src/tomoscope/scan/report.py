@@ -14,8 +14,9 @@ import hashlib
 from importlib import resources
 from pathlib import Path
 
+from tomoscope.findings.estimate import format_number
 from tomoscope.findings.files import write_bytes
-from tomoscope.findings.finding import Finding, format_number
+from tomoscope.findings.finding import Finding
 from tomoscope.findings.ledger import Ledger
 from tomoscope.findings.manifest import ExamRecord, Manifest
 from tomoscope.scan.appendix import appendix
