@@ -78,7 +78,7 @@ def print_table(console: Console, table: CalibrationTable) -> None:
     """The rows of a calibration, kinds of claims under their exam, and what a reader must know of each."""
     shown = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("exam", "finds", "silent on nulls", "right place", "ROC area", "time"):
-        shown.add_column(name, no_wrap=name in ("exam", "time"))
+        shown.add_column(name, no_wrap=True)
     for row in table.rows:
         cost = table.cost.get(row.exam)
         shown.add_row(
@@ -87,7 +87,7 @@ def print_table(console: Console, table: CalibrationTable) -> None:
             _counted(row.nulls.right, row.nulls.claims, row.specificity),
             _share(row.located), _share(row.area), "" if row.kind or cost is None else f"{cost.seconds_median:.1f} s",
         )  # fmt: skip
-    console.print(shown)
+    console.print(shown, width=max(console.width, 120), crop=False)  # numbers torn over lines can't be read
     doubts = [(row, concern) for row in table.rows for concern in row.concerns()]
     if doubts:
         console.print(Text("\nTo know before believing:", style="bold yellow"))

@@ -43,6 +43,11 @@ class Tally(Record):
         about = f" claims on {self.specimens}" if self.claims != self.specimens else ""
         return f"{self.right} of {self.claims}{about} {what}"
 
+    @property
+    def apart(self) -> str:
+        """How many were not measured, in words; "" where all were."""
+        return f" ({self.not_measured} not measured)" if self.not_measured else ""
+
 
 class CalibrationRow(Record):
     """One exam, or one kind of its claims, on all the phantoms that say something about it."""
@@ -94,11 +99,11 @@ class CalibrationRow(Record):
         if self.sensitivity.value is None:
             parts.append(f"sensitivity not measured ({self.sensitivity.missing})")
         else:
-            parts.append(f"finds {self.planted.said('planted')}{_interval(self.sensitivity)}")
+            parts.append(f"finds {self.planted.said('planted')}{_interval(self.sensitivity)}{self.planted.apart}")
         if self.specificity.value is None:
             parts.append(f"specificity not measured ({self.specificity.missing})")
         else:
-            parts.append(f"silent on {self.nulls.said('nulls')}{_interval(self.specificity)}")
+            parts.append(f"silent on {self.nulls.said('nulls')}{_interval(self.specificity)}{self.nulls.apart}")
         said = ", ".join(parts)
         if self.located.value is not None:
             said += f"; right place {said_share(self.located)}"
@@ -117,8 +122,8 @@ class Calibration(Record):
 
     @property
     def doubtful(self) -> bool:
-        """Whether a reader should be warned: badly calibrated, stale, or not at all."""
-        return self.status != "calibrated" or bool(self.row and self.row.concerns())
+        """Whether a reader should be warned: the exam did badly, or another version of it was tried."""
+        return self.status == "stale" or bool(self.row and self.row.concerns())
 
     def __str__(self) -> str:
         head = f"{self.status}{f' ({self.note})' if self.note else ''}"
