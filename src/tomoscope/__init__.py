@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tomoscope.circuits import activation_patching, attribution_patching, causal_trace
     from tomoscope.data import TASKS, Corpus, Item, Pair, PairSet, Prompt
     from tomoscope.errors import TomoscopeError
+    from tomoscope.exams.calibration import calibrate
     from tomoscope.findings import Finding, Ledger
     from tomoscope.model import (
         EMBEDDED,
@@ -35,6 +36,7 @@ _HOMES = {
     "circuits": ("activation_patching", "attribution_patching", "causal_trace"),
     "data": ("TASKS", "Corpus", "Item", "Pair", "PairSet", "Prompt"),
     "errors": ("TomoscopeError",),
+    "exams.calibration": ("calibrate",),
     "findings": ("Finding", "Ledger"),
     "model": (
         "EMBEDDED", "Activations", "Edit", "Site", "Subject", "add", "noise", "open_model", "project_out", "replace",
@@ -65,6 +67,7 @@ __all__ = [
     "activation_patching",
     "add",
     "attribution_patching",
+    "calibrate",
     "causal_trace",
     "direct_logit_attribution",
     "load_report",

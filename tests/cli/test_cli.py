@@ -101,7 +101,9 @@ def test_show(exams, protocol, tmp_path):
     shown = run("show", tmp_path / "run")
     assert "confirmed  2" in shown.stdout
     assert "Holm over 2 claims" in shown.stdout
+    assert shown.stdout.count("uncalibrated (never run on phantoms)") == 2
     one = run("show", tmp_path / "run", "--finding", "dummy.a/strongest")
+    assert "uncalibrated (never run on phantoms)" in one.stdout
     assert "layer.0.attn.z[head=3]" in one.stdout, "square brackets are not markup"
     assert "control: other heads" in one.stdout
     document = json.loads(run("show", tmp_path / "run", "--finding", "dummy.a/strongest", "--json").stdout)
@@ -232,8 +234,9 @@ def test_interrupt_ends_with_130_and_says_how_to_go_on(exams, protocol, tmp_path
     assert "Resuming: 1 of 2 exams are done." in again.stderr
 
 
-def test_a_real_interrupt_of_a_real_process(tmp_path):
-    code = f"""
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_real_interrupt_of_a_real_process(tmp_path, number, code):
+    source = f"""
 import sys, time
 from tests.dummies import DummySubject, make_exam, run_heads
 from tomoscope.cli import common
@@ -250,26 +253,27 @@ sys.argv = ["tomoscope", "scan", "-p", {str(tmp_path / "p.toml")!r}, "-o", {str(
 main()
 """
     process = subprocess.Popen(
-        [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
+        [sys.executable, "-c", source], stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
         # a test run in the background of a shell inherits an ignored SIGINT
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     while "working" not in process.stderr.readline():
         assert process.poll() is None
     time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     said = process.stderr.read()
     process.stderr.close()
-    assert process.wait() == 130
+    assert process.wait() == code
     assert "Traceback" not in said
     assert "kept" in said
+    assert ("Terminated" if code == 143 else "Interrupted") in said
     assert Ledger.open(tmp_path / "run").manifest.status == "interrupted"
 
 
 def test_help_is_light():
     code = (
         "import sys\nfrom typer.testing import CliRunner\nfrom tomoscope.cli.main import app\n"
-        "commands = ([], ['scan'], ['show'], ['doctor'], ['sites'])\n"
+        "commands = ([], ['scan'], ['show'], ['calibrate'], ['doctor'], ['sites'])\n"
         "results = [CliRunner().invoke(app, [*command, '--help']) for command in commands]\n"
         "assert all(result.exit_code == 0 for result in results)\n"
         "print([m for m in ('torch', 'transformers', 'scipy', 'pyarrow', 'numpy') if m in sys.modules])"

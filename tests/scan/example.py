@@ -26,6 +26,7 @@ from tomoscope.findings import (
     null_p_value,
     permutation_test,
 )
+from tomoscope.findings.calibration import CalibrationRow, CalibrationTable, Tally
 from tomoscope.findings.finding import Finding
 from tomoscope.scan import parse_protocol, plan, run_scan
 
@@ -197,6 +198,21 @@ def run_attention(context: Context) -> Iterator[Finding]:
     context.log("2 of 102 prompts were left out: a name was not one token.")
 
 
+def example_calibration() -> CalibrationTable:
+    """What another version of the patching exam did on phantoms: badly, so that the report has to say so."""
+
+    def share(value: float, low: float, high: float) -> Estimate:
+        return Estimate(value=value, low=low, high=high, n=20, method="Wilson interval")
+
+    row = CalibrationRow(
+        exam="circuits.patching", signature="another", sensitivity=share(0.4, 0.22, 0.61),
+        specificity=share(0.98, 0.91, 1.0), located=Estimate.unknown("no phantom knows the place"),
+        area=share(0.81, 0.66, 0.9), planted=Tally(specimens=20, claims=20, right=8, not_measured=3),
+        nulls=Tally(specimens=60, claims=60, right=59), sources={"induction_gpt2": 40, "untrained": 40},
+    )  # fmt: skip
+    return CalibrationTable(rows=(row,))
+
+
 def example_registry() -> Registry:
     rule = Rule(minimum=0.2)
     made = Registry(modules=())
@@ -204,7 +220,7 @@ def example_registry() -> Registry:
         Exam(
             name="circuits.patching", title="Activation patching", run=run_patching, options=PatchOptions,
             question="Where, and at which tokens, does the model carry the indirect object?",
-            rule={"": rule, "small": Rule(minimum=0.02)}, presets={}, calibration="sensitivity 0.97, specificity 0.94",
+            rule={"": rule, "small": Rule(minimum=0.02)}, presets={}, calibration=example_calibration(),
             method="Streams of the clean run are written into the corrupted run, one layer and token at a time.",
         ),
         Exam(

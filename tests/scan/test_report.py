@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from tests.dummies import DummyFacts, DummySubject, make_exam
-from tests.scan.example import example_run
+from tests.scan.example import example_calibration, example_run
 from tomoscope.exams.registry import Registry
-from tomoscope.findings import Control, DataNote, Estimate, Ledger, figures
+from tomoscope.findings import CalibrationTable, Control, DataNote, Estimate, Ledger, figures
 from tomoscope.findings.figures import Figure
 from tomoscope.findings.finding import FigureRef
 from tomoscope.scan import figures as drawing
@@ -107,6 +107,45 @@ def test_a_wide_heatmap_is_a_picture_and_the_page_stays_small(page):
     assert len(page) < 400_000
 
 
+def test_how_far_an_exam_can_be_believed_stands_beside_its_findings(ledger, page):
+    text = " ".join(" ".join(Page(page).words).split())
+    said = "finds 8 of 20 planted [0.22, 0.61] (3 not measured), silent on 59 of 60 nulls [0.91, 1.00]; ROC area 0.81"
+    assert f"Stale (another version of its rule or options): {said} [0.66, 0.90]. It misses more than it finds." in text
+    patching = [finding for finding in ledger.findings() if finding.exam == "circuits.patching"]
+    assert text.count(said) == len(patching)
+    assert text.count("· the exam misses more than it finds") == len(patching)
+    assert "Uncalibrated: never run on phantoms, so how often it misses or invents an effect is not known." in text
+    assert "How far the exams can be believed" in text
+    assert "circuits.patching (stale)" in text
+    assert "induction_gpt2 40, untrained 40" in text
+    assert page.count('class="tag doubtful"') == len(patching)
+
+
+def test_one_cause_is_told_once_with_all_it_kept_from_being_measured(tmp_path):
+    def run(context):
+        for key in ("a", "b", "c"):
+            yield context.not_measured(
+                key, f"Claim {key}.", "the tokenizer has too few names" if key != "c" else "other"
+            )
+
+    exams = Registry(modules=())
+    for name in ("dummy.one", "dummy.two"):
+        exams.register(make_exam(name, run=run, question=f"{name}?"))
+    protocol = parse_protocol('name = "t"\n[[exam]]\nname = "*"', where="t")
+    ledger = run_scan(DummySubject(), protocol, plan(protocol, exams=exams), out=tmp_path / "run")
+    page = render_report(ledger)
+    parsed = Page(page)
+    summary, sections = page.split('id="findings"')[1].split("</section>", 1)
+    assert summary.count("the tokenizer has too few names") == 1
+    assert "4 claims of 2 exams" in summary
+    assert summary.count("<li") == 2 + 4 + 2  # two causes, with four claims and with two
+    assert sections.count("the tokenizer has too few names") == 2, "once in each exam's section"
+    ids = [attributes["id"] for _, attributes in parsed.tags if attributes.get("id")]
+    for finding in ledger.findings():
+        assert ids.count(anchor(finding.id)) == 1
+        assert f'href="#{anchor(finding.id)}"' in summary
+
+
 def hostile_run(folder):
     def everything(context):
         labels = [HOSTILE, "שלום", " ", "\n", ""]
@@ -132,7 +171,13 @@ def hostile_run(folder):
         raise ValueError(HOSTILE)
 
     exams = Registry(modules=())
-    exams.register(make_exam("dummy.hostile", run=everything, title=HOSTILE, question=HOSTILE, calibration=HOSTILE))
+    row = (
+        example_calibration()
+        .rows[0]
+        .model_copy(update={"exam": "dummy.hostile", "located": Estimate.unknown(HOSTILE), "sources": {HOSTILE: 3}})
+    )
+    table = CalibrationTable(rows=(row,))
+    exams.register(make_exam("dummy.hostile", run=everything, title=HOSTILE, question=HOSTILE, calibration=table))
     protocol = parse_protocol('name = "t"\n[[exam]]\nname = "*"', where="t").model_copy(
         update={"name": HOSTILE, "description": HOSTILE}
     )

@@ -1,4 +1,4 @@
-"""The command line: `tomoscope scan | show | doctor | sites`, one file per command."""
+"""The command line: `tomoscope scan | show | calibrate | doctor | sites`, one file per command."""
 
 from __future__ import annotations
 

@@ -8,8 +8,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import shlex
+import signal
 import sys
+import threading
 from collections.abc import Callable, Generator
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -68,11 +72,49 @@ def told(command: Callable[..., Any]) -> Callable[..., Any]:
             if options.get("as_json"):
                 print_json({"error": {"kind": type(error).__name__, "what": error.what, "remedy": error.remedy}})
             raise typer.Exit(2) from error
-        except KeyboardInterrupt as interrupt:
-            err().print("Interrupted.", style="yellow")
-            raise typer.Exit(130) from interrupt
+        except KeyboardInterrupt as stop:
+            err().print(f"{word(stop)}.", style="yellow")
+            raise typer.Exit(exit_code(stop)) from stop
 
     return wrapped
+
+
+class Terminated(KeyboardInterrupt):
+    """The system asked the process to end (SIGTERM): it ends as by Ctrl-C, keeping what is done, with code 143."""
+
+
+@contextlib.contextmanager
+def terminable() -> Generator[None]:
+    """While a long work runs, SIGTERM interrupts it as Ctrl-C does."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+def word(stop: KeyboardInterrupt) -> str:
+    """How the work ended, in a word."""
+    return "Terminated" if isinstance(stop, Terminated) else "Interrupted"
+
+
+def exit_code(stop: KeyboardInterrupt) -> int:
+    """128 and the signal's number, as a shell counts."""
+    return 143 if isinstance(stop, Terminated) else 130
+
+
+def again(folder: Path) -> str:
+    """The command that was given, for the same folder, without --force."""
+    arguments = [text for text in sys.argv[1:] if text != "--force"] or ["scan"]
+    named = any(text in ("--out", "-o") or text.startswith("--out=") for text in arguments)
+    return shlex.join(["tomoscope", *arguments, *([] if named else ["--out", str(folder)])])
 
 
 def open_subject(source: str | None, *, device: str | None = None, dtype: str | None = None) -> Any:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from tomoscope.cli.calibrate import calibrate
 from tomoscope.cli.doctor import doctor
 from tomoscope.cli.scan import scan
 from tomoscope.cli.show import show
@@ -18,7 +19,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (scan, show, doctor, sites):
+for command in (scan, show, calibrate, doctor, sites):
     app.command()(command)
 
 

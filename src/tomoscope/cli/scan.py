@@ -60,19 +60,18 @@ def scan(
     folder = output or default_folder(subject.name, chosen.name, exam or (), used_seed)
     passed, defaulted = _arguments(context)
     try:
-        with common.quiet_stdout(), Progress(console) as progress:
+        with common.terminable(), common.quiet_stdout(), Progress(console) as progress:
             ledger = run_scan(
                 subject, chosen, steps, out=folder, seed=used_seed, budget_seconds=budget,
                 base_command=_base(model, device, dtype), command=shlex.join(["tomoscope", *sys.argv[1:]]),
                 passed=passed, defaulted=defaulted, force=force, observer=progress,
             )  # fmt: skip
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         report = write_report(Ledger.open(folder))
-        console.print(
-            Text(f"Interrupted. What is done is kept, and shown in {report}.", style="yellow"), soft_wrap=True
-        )
-        console.print(Text(f"To go on: {_resume(folder)}"), soft_wrap=True)
-        raise typer.Exit(130) from None
+        said = f"{common.word(stop)}. What is done is kept, and shown in {report}."
+        console.print(Text(said, style="yellow"), soft_wrap=True)
+        console.print(Text(f"To go on: {common.again(folder)}"), soft_wrap=True)
+        raise typer.Exit(common.exit_code(stop)) from None
     report = write_report(ledger)
     if as_json:
         common.print_json(run_document(ledger) | {"report": str(report)})
@@ -131,12 +130,6 @@ def _base(model: str | None, device: str | None, dtype: str | None) -> str:
     parts += ["--device", device] if device else []
     parts += ["--dtype", dtype] if dtype else []
     return shlex.join(parts)
-
-
-def _resume(folder: Path) -> str:
-    arguments = [text for text in sys.argv[1:] if text != "--force"] or ["scan"]
-    named = any(text in ("--out", "-o") or text.startswith("--out=") for text in arguments)
-    return shlex.join(["tomoscope", *arguments, *([] if named else ["--out", str(folder)])])
 
 
 def _arguments(context: typer.Context) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -62,12 +62,30 @@ def print_findings(console: Console, findings: Sequence[Finding]) -> None:
         if not group:
             continue
         console.print(Text(f"{MARKS[verdict]} {verdict}  {len(group)}", style=f"bold {style}"))
+        if verdict == "not measured":
+            _print_causes(console, group)
+            continue
         for finding in group:
             console.print(Padding(Text(common.plain(finding.claim)), (0, 0, 0, 2)))
-            told = finding.reason if verdict == "not measured" else _numbers(finding)
-            console.print(Padding(Text(f"{common.plain(told)}  ({finding.id})", style="dim"), (0, 0, 0, 4)))
+            told = f"{common.plain(_numbers(finding))}  ({finding.id})"
+            console.print(Padding(Text(told, style="dim"), (0, 0, 0, 4)))
+            style = "yellow" if finding.calibration.doubtful else "dim"
+            console.print(Padding(Text(common.plain(finding.calibration), style=style), (0, 0, 0, 4)))
     if not findings:
         console.print(Text("The run has no findings yet.", style="dim"))
+
+
+def _print_causes(console: Console, findings: Sequence[Finding]) -> None:
+    """What was not measured, by its cause: one claim with its reason, or a reason with its claims' ids."""
+    from tomoscope.scan.articles import by_cause
+
+    for reason, some in by_cause(findings).items():
+        alone = len(some) == 1
+        head = some[0].claim if alone else f"{len(some)} claims: {reason}"
+        ids = ", ".join(finding.id for finding in some)
+        tail = f"{reason}  ({ids})" if alone else f"({ids})"
+        console.print(Padding(Text(common.plain(head)), (0, 0, 0, 2)))
+        console.print(Padding(Text(common.plain(tail), style="dim"), (0, 0, 0, 4)))
 
 
 def print_finding(console: Console, finding: Finding) -> None:
@@ -87,7 +105,7 @@ def print_finding(console: Console, finding: Finding) -> None:
         ("chosen on", _data(finding.chosen_on)),
         ("measured on", _data(finding.measured_on)),
         ("how", finding.method),
-        ("calibration", finding.calibration),
+        ("calibration", str(finding.calibration)),
         ("reproduce", finding.reproduce),
     ]
     for name, value in rows:

@@ -19,9 +19,9 @@ from tomoscope.exams.exam import Context, Exam
 from tomoscope.exams.places import place_name, shown_pattern
 from tomoscope.exams.prompts import speaks_text, words
 from tomoscope.exams.ready import Ready, TaskOptions, able, attempt, heading, title
+from tomoscope.findings.estimate import format_number as number
 from tomoscope.findings.figures import bars, heatmap, tokens
 from tomoscope.findings.finding import Control, FigureRef, Finding
-from tomoscope.findings.finding import format_number as number
 from tomoscope.findings.permutation import sign_flip_test
 from tomoscope.findings.statistics import bootstrap_interval
 from tomoscope.findings.verdict import Rule

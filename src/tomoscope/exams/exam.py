@@ -18,11 +18,13 @@ the record, so that a reader can see it. An exam writes nothing and prints nothi
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -34,6 +36,10 @@ from tomoscope.findings.finding import Control, DataNote, Estimate, FigureRef, F
 from tomoscope.findings.statistics import split_half
 from tomoscope.findings.treatment import Treatment
 from tomoscope.findings.verdict import Rule, judge
+
+if TYPE_CHECKING:
+    from tomoscope.exams.calibration.truth import Truth
+    from tomoscope.findings.calibration import CalibrationTable
 
 Item = TypeVar("Item")
 
@@ -71,8 +77,10 @@ class Exam:
     """Why the exam cannot be run on this subject; "" where it can."""
     method: str = ""
     """How the numbers are reached, in two or three sentences; the default of each finding's own."""
-    calibration: str = "uncalibrated"
-    """Sensitivity and specificity on phantoms, once measured."""
+    truth: Truth | None = None
+    """How a phantom's card decides the claims, for an exam of one's own (`tomoscope.exams.calibration`)."""
+    calibration: CalibrationTable | None = None
+    """What `calibrate` found of it, for an exam of one's own; None takes what ships with tomoscope."""
     cost: float = 1.0
     """Expected work relative to other exams, for the time left."""
 
@@ -86,6 +94,13 @@ class Exam:
     def rules(self) -> dict[str, Rule]:
         """The rules by name; a single rule has the name ""."""
         return {"": self.rule} if isinstance(self.rule, Rule) else dict(self.rule)
+
+    @property
+    def signature(self) -> str:
+        """Hash of the rules and the options with their defaults: a calibration of another signature is stale."""
+        rules = {name: rule.model_dump(mode="json") for name, rule in self.rules.items()}
+        value = {"name": self.name, "rules": rules, "options": self.options().model_dump(mode="json")}
+        return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
     def configure(self, options: Mapping[str, Any], *, where: str = "") -> Options:
         """The options with these values changed. Raises ProtocolError for an unknown name or an unfit value."""
@@ -240,13 +255,15 @@ class Context:
             raise ProtocolError(
                 f"The exam {self.exam.name!r} declared no rule {rule!r}.", remedy=f"Declared: {', '.join(rules)}."
             )
+        from tomoscope.exams.calibration.lookup import calibration_of
+
         verdict, reason = judge(rules[rule], estimate, controls, p_value=p_value)
         return Finding(
             id=f"{self.exam.name}/{key}", exam=self.exam.name, claim=claim, sites=tuple(sites), positions=positions,
             estimate=estimate, controls=tuple(controls), p_value=p_value, test=test, chosen_on=chosen_on,
             measured_on=measured_on, rule=rules[rule].sentence(), criterion=rules[rule], verdict=verdict, reason=reason,
             method=method or self.exam.method, figures=tuple(figures), treatments=tuple(treatments),
-            reproduce=self.reproduce, seed=self.scan_seed, calibration=self.exam.calibration,
+            reproduce=self.reproduce, seed=self.scan_seed, calibration=calibration_of(self.exam, key, self.options),
         )  # fmt: skip
 
     def not_measured(self, key: str, claim: str, why: str) -> Finding:

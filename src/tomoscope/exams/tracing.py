@@ -27,9 +27,9 @@ from tomoscope.circuits import causal_trace, noise_scale
 from tomoscope.exams.exam import Context, Exam, Options
 from tomoscope.exams.prompts import speaks_text
 from tomoscope.exams.ready import UNABLE, Ready, able
+from tomoscope.findings.estimate import format_number as number
 from tomoscope.findings.figures import heatmap
 from tomoscope.findings.finding import Control, DataNote, FigureRef, Finding
-from tomoscope.findings.finding import format_number as number
 from tomoscope.findings.permutation import sign_flip_test
 from tomoscope.findings.statistics import bootstrap_interval
 from tomoscope.findings.verdict import Rule

@@ -7,14 +7,17 @@ as data.
 
 from __future__ import annotations
 
+from tomoscope.findings.calibration import Calibration, CalibrationRow, CalibrationTable
 from tomoscope.findings.control import random_directions, random_subsets, shuffled_labels
 from tomoscope.findings.corrections import benjamini_hochberg, holm
+from tomoscope.findings.estimate import Estimate, format_number
 from tomoscope.findings.figures import Figure
-from tomoscope.findings.finding import Control, DataNote, Estimate, FigureRef, Finding, format_number
+from tomoscope.findings.finding import Control, DataNote, FigureRef, Finding
 from tomoscope.findings.ledger import Ledger
 from tomoscope.findings.manifest import ExamRecord, Manifest
 from tomoscope.findings.permutation import permutation_test, sign_flip_test
 from tomoscope.findings.provenance import Provenance, collect_provenance
+from tomoscope.findings.roc import clustered_share, roc_area, roc_interval
 from tomoscope.findings.statistics import (
     bootstrap_interval,
     difference_interval,
@@ -27,6 +30,9 @@ from tomoscope.findings.treatment import SideEffect, Treatment
 from tomoscope.findings.verdict import Rule, correct, judge
 
 __all__ = [
+    "Calibration",
+    "CalibrationRow",
+    "CalibrationTable",
     "Control",
     "DataNote",
     "Estimate",
@@ -42,6 +48,7 @@ __all__ = [
     "Treatment",
     "benjamini_hochberg",
     "bootstrap_interval",
+    "clustered_share",
     "collect_provenance",
     "correct",
     "difference_interval",
@@ -53,6 +60,8 @@ __all__ = [
     "permutation_test",
     "random_directions",
     "random_subsets",
+    "roc_area",
+    "roc_interval",
     "shuffled_labels",
     "sign_flip_test",
     "split_half",

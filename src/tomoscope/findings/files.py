@@ -102,6 +102,35 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def acquire_lock(path: Path) -> int:
+    """Lock the folder; the kernel frees it when the process ends, however it ends."""
+    import fcntl
+
+    handle = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise LedgerError(
+            f"Another process is writing the run at {path}.", remedy="Wait for it, or give another --out."
+        ) from error
+    except OSError as error:
+        os.close(handle)
+        raise ledger_error(path, error) from error
+    with contextlib.suppress(FileNotFoundError):
+        if os.stat(path / ".lock").st_ino == os.fstat(handle).st_ino:
+            return handle
+    os.close(handle)  # its former owner removed the file between our opening and our locking it
+    return acquire_lock(path)
+
+
+def release_lock(path: Path, handle: int) -> None:
+    """Free a lock, and leave no file behind."""
+    with contextlib.suppress(OSError):  # unlink while still holding it; a new writer makes a new file
+        os.unlink(path / ".lock")
+    os.close(handle)
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

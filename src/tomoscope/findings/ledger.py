@@ -28,7 +28,15 @@ import numpy as np
 from pydantic import ValidationError
 
 from tomoscope.errors import LedgerError, nearest
-from tomoscope.findings.files import append_lines, ledger_error, write_bytes, write_json, writing
+from tomoscope.findings.files import (
+    acquire_lock,
+    append_lines,
+    ledger_error,
+    release_lock,
+    write_bytes,
+    write_json,
+    writing,
+)
 from tomoscope.findings.finding import Finding
 from tomoscope.findings.manifest import SCHEMA, ExamRecord, Manifest, differences, read_json, read_manifest
 from tomoscope.findings.tables import finding_row, read_parquet, to_parquet
@@ -65,11 +73,11 @@ class Ledger:
             if path.exists() and not path.is_dir():
                 raise LedgerError(f"{path} is a file, not a folder.", remedy="Give another folder with --out.")
             path.mkdir(parents=True, exist_ok=True)
-            lock = _acquire(path)
+            lock = acquire_lock(path)
         try:
             ledger = cls._prepare(path, manifest, lock, force)
         except BaseException:
-            _release(path, lock)
+            release_lock(path, lock)
             raise
         return ledger
 
@@ -122,7 +130,7 @@ class Ledger:
     def close(self) -> None:
         """Free the lock; reading goes on working."""
         if self._lock is not None:
-            _release(self.folder, self._lock)
+            release_lock(self.folder, self._lock)
             self._lock = None
 
     # -- writing ------------------------------------------------------------------------------------------------
@@ -329,31 +337,3 @@ def _clear(path: Path) -> None:
             (path / name).unlink(missing_ok=True)
         if (path / "exams").is_dir():
             shutil.rmtree(path / "exams")
-
-
-def _acquire(path: Path) -> int:
-    """Lock the folder; the kernel frees it when the process ends, however it ends."""
-    import fcntl
-
-    handle = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise LedgerError(
-            f"Another process is writing the run at {path}.", remedy="Wait for it, or give another --out."
-        ) from error
-    except OSError as error:
-        os.close(handle)
-        raise ledger_error(path, error) from error
-    with contextlib.suppress(FileNotFoundError):
-        if os.stat(path / ".lock").st_ino == os.fstat(handle).st_ino:
-            return handle
-    os.close(handle)  # its former owner removed the file between our opening and our locking it
-    return _acquire(path)
-
-
-def _release(path: Path, handle: int) -> None:
-    with contextlib.suppress(OSError):  # unlink while still holding it; a new writer makes a new file
-        os.unlink(path / ".lock")
-    os.close(handle)

@@ -71,7 +71,7 @@ def judge(
 
     Returns the verdict and its reason, with the numbers in it.
     """
-    from tomoscope.findings.finding import format_number as number
+    from tomoscope.findings.estimate import format_number as number
 
     if estimate.value is None:
         return "not measured", estimate.missing or "no estimate"

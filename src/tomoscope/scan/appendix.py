@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from tomoscope.findings.calibration import Calibration, said_share
 from tomoscope.findings.ledger import Ledger
 from tomoscope.scan.markup import duration, element, escape
 
@@ -20,8 +21,11 @@ GLOSSARY = {
     "picked on. Where something was chosen, the number is measured on other data.",
     "p-value": "How often chance alone would give a number at least as extreme. The corrected value accounts for all "
     "claims of the scan (Holm: the chance of even one false confirmation stays below the stated level).",
-    "Uncalibrated": "The exam has not yet been run on models whose answer is known (phantoms), so how often it misses "
-    "or invents an effect is not known.",
+    "Calibrated": "The exam was run on models whose answer is known (phantoms) and on their nulls (the same kind of "
+    "model without the thing). Of the claims that are true it found the share given first (sensitivity); on those that "
+    "are false it was silent as often as said (specificity); the ROC area is how often its evidence for a true claim "
+    "is above that for a false one (1/2: by chance). Intervals count models, not claims. “Uncalibrated”: never tried, "
+    "or no phantom can decide it. “Stale”: tried with another version of its rule or options.",
     "Site": "A named place in the model: <code>layer.6.resid_post</code> is the residual stream after block 6, "
     "<code>layer.6.attn.z[head=3]</code> what head 3 of block 6 reads by its attention, before the output projection.",
     "Residual stream": "The vector at each token that every block reads from and adds to.",
@@ -59,7 +63,8 @@ def appendix(ledger: Ledger) -> str:
     terms = "".join(element("dt", escape(term)) + element("dd", meaning) for term, meaning in GLOSSARY.items())
     return element(
         "section",
-        element("h2", "The record") + _exams(ledger) + element("div", "".join(blocks), class_="blocks")
+        element("h2", "The record") + _exams(ledger) + _calibrations(ledger)
+        + element("div", "".join(blocks), class_="blocks")
         + element("h3", "Terms") + element("dl", terms, class_="glossary"),
         id="record", class_="appendix",
     )  # fmt: skip
@@ -82,6 +87,35 @@ def _said(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(_said(item) for item in value) or "none"
     return "none" if value is None else str(value)
+
+
+def _calibrations(ledger: Ledger) -> str:
+    """How far the exams of this run can be believed: the rows beside its findings, each once."""
+    rows: dict[tuple[str, str], Calibration] = {}
+    for finding in ledger.findings():
+        known = finding.calibration
+        if known.row is not None:
+            rows.setdefault((known.row.exam, known.row.kind), known)
+    if not rows:
+        return ""
+    heads = ("Exam", "Claims", "Finds", "Silent on nulls", "Right place", "ROC area", "Phantoms")
+    head = "".join(element("th", name) for name in heads)
+    body = "".join(element("tr", "".join(element("td", cell) for cell in _row(known))) for known in rows.values())
+    table = f'<table class="exams"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    return element("h3", "How far the exams can be believed") + element("div", table, class_="scroll")
+
+
+def _row(known: Calibration) -> list[str]:
+    row = known.row
+    assert row is not None
+    sources = ", ".join(f"{name} {count}" for name, count in row.sources.items())
+    finds, silent = (
+        f"{tally.right} of {tally.claims}; {said_share(share)}" if share.value is not None else said_share(share)
+        for tally, share in ((row.planted, row.sensitivity), (row.nulls, row.specificity))
+    )
+    name = row.exam if known.status == "calibrated" else f"{row.exam} (stale)"
+    cells = [name, row.kind or "all", finds, silent, said_share(row.located), said_share(row.area), sources]
+    return [escape(cell) for cell in cells]
 
 
 def _exams(ledger: Ledger) -> str:

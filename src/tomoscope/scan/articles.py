@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from tomoscope.findings.finding import DataNote, Finding, format_number
+from collections.abc import Sequence
+
+from tomoscope.findings.calibration import Calibration
+from tomoscope.findings.estimate import format_number
+from tomoscope.findings.finding import DataNote, Finding
 from tomoscope.findings.ledger import Ledger
 from tomoscope.findings.manifest import ExamRecord
 from tomoscope.scan import figures
@@ -25,9 +29,13 @@ def exam_section(ledger: Ledger, record: ExamRecord, findings: list[Finding]) ->
     tables = {key.split("/", 1)[1]: columns for key, columns in ledger.tables(record.exam).items()}
     drawn: dict[str, str] = {}
     parts = []
+    quiet = [one for one in findings if one.verdict == "not measured" and not one.figures and not one.estimate.n]
+    causes, silent = by_cause(quiet), {one.id for one in quiet}
     for finding in findings:
-        if finding.verdict == "not measured" and not finding.figures and not finding.estimate.n:
-            parts.append(quiet_line(finding, question=record.question))
+        if finding.id in silent:
+            together = causes.pop(finding.reason, None)
+            if together is not None:
+                parts.append(quiet_block(together, question=record.question))
             continue
         pictures = []
         for figure in finding.figures:
@@ -60,10 +68,10 @@ def _facts(record: ExamRecord) -> str:
 
 def article(finding: Finding, pictures: str) -> str:
     """A finding: claim, verdict, picture, the comparison behind the verdict, and where each part comes from."""
-    head = element("div", badge(finding.verdict) + _calibration(finding), class_="verdict") + element(
+    head = element("div", badge(finding.verdict) + _calibration_tag(finding.calibration), class_="verdict") + element(
         "h3", element("a", escape(finding.claim), href=f"#{anchor(finding.id)}")
     )
-    reason = element("p", escape(finding.reason), class_="reason")
+    reason = element("p", escape(finding.reason), class_="reason") + _calibration_line(finding.calibration)
     rows = [
         ("Where", _where(finding)),
         ("Chosen on", _data(finding.chosen_on)),
@@ -95,19 +103,43 @@ def article(finding: Finding, pictures: str) -> str:
     return element("article", body, id=anchor(finding.id), class_=f"v-{css_name(finding.verdict)}")
 
 
-def quiet_line(finding: Finding, *, question: str | None = None) -> str:
-    """A finding that was not measured, and the reason, without noise.
+def by_cause(findings: Sequence[Finding]) -> dict[str, list[Finding]]:
+    """Findings by their reason, in order: what one cause kept from being measured is told once."""
+    causes: dict[str, list[Finding]] = {}
+    for finding in findings:
+        causes.setdefault(finding.reason, []).append(finding)
+    return causes
 
-    In the summary (no `question`) the claim links to its section; in its section the reason suffices where the claim is
-    the exam's own question.
-    """
-    claim = element("span", escape(finding.claim), class_="claim")
-    reason = element("span", escape(finding.reason), class_="meta")
-    if question is None:
-        link = element("a", element("span", claim + reason, class_="words"), href=f"#{anchor(finding.id)}")
+
+def quiet_line(findings: Sequence[Finding]) -> str:
+    """What one cause kept from being measured, in the summary: a claim with the reason, or a reason with its claims."""
+    reason, first = escape(findings[0].reason), findings[0]
+    if len(findings) == 1:
+        words = element("span", escape(first.claim), class_="claim") + element("span", reason, class_="meta")
+        link = element("a", element("span", words, class_="words"), href=f"#{anchor(first.id)}")
         return element("li", link, class_="quiet-line")
-    words = badge(finding.verdict) + ("" if finding.claim == question else claim) + reason
-    return element("div", words, class_="absent v-not-measured", id=anchor(finding.id))
+    exams = len({finding.exam for finding in findings})
+    count = f"{len(findings)} claims{f' of {exams} exams' if exams > 1 else ''}"
+    claims = "".join(
+        element("li", element("a", escape(finding.claim), href=f"#{anchor(finding.id)}")) for finding in findings
+    )
+    head = element("span", reason, class_="claim") + element("span", count, class_="meta")
+    return element(
+        "li", element("details", element("summary", head) + element("ul", claims)), class_="quiet-line cause"
+    )
+
+
+def quiet_block(findings: Sequence[Finding], *, question: str) -> str:
+    """The same in an exam's section, where the reason suffices for a claim that is the exam's own question."""
+    reason, first = element("span", escape(findings[0].reason), class_="meta"), findings[0]
+    if len(findings) == 1:
+        claim = "" if first.claim == question else element("span", escape(first.claim), class_="claim")
+        return element(
+            "div", badge(first.verdict) + claim + reason, class_="absent v-not-measured", id=anchor(first.id)
+        )
+    claims = "".join(element("li", escape(finding.claim), id=anchor(finding.id)) for finding in findings)
+    body = badge(first.verdict) + reason + element("ul", claims, class_="claims")
+    return element("div", body, class_="absent v-not-measured")
 
 
 def command(text: str) -> str:
@@ -121,11 +153,21 @@ def command(text: str) -> str:
     )
 
 
-def _calibration(finding: Finding) -> str:
-    if finding.calibration == "uncalibrated":
-        why = "This exam has not been run on phantoms yet, so its sensitivity and specificity are not known."
-        return element("span", "uncalibrated", class_="tag", title=why)
-    return element("span", escape(finding.calibration), class_="tag")
+def _calibration_tag(known: Calibration) -> str:
+    """One word on how far the exam can be believed."""
+    word = "calibrated badly" if known.status == "calibrated" and known.doubtful else known.status
+    return element("span", word, class_=f"tag{' doubtful' if known.doubtful else ''}", title=known.note)
+
+
+def _calibration_line(known: Calibration) -> str:
+    """How often the exam was right on models whose answer is known."""
+    if known.row is None:
+        why = known.note or "never run on phantoms"
+        said = f"Uncalibrated: {why}, so how often it misses or invents an effect is not known."
+        return element("p", escape(said), class_="calibration")
+    text = str(known)
+    doubtful = " doubtful" if known.doubtful else ""
+    return element("p", escape(f"{text[:1].upper()}{text[1:]}."), class_=f"calibration{doubtful}")
 
 
 def _where(finding: Finding) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tomoscope.findings.finding import Estimate, FigureRef, Finding, format_number
+from tomoscope.findings.estimate import Estimate, format_number
+from tomoscope.findings.finding import FigureRef, Finding
 from tomoscope.scan.markup import clip, element, escape, svg, text, token_text
 
 SERIES = 7

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from tomoscope.findings.finding import FigureRef, format_number
+from tomoscope.findings.estimate import format_number
+from tomoscope.findings.finding import FigureRef
 from tomoscope.scan.charts import bars, curve
 from tomoscope.scan.colour import LEVELS, Scale, data_uri, png, shrink
 from tomoscope.scan.markup import clip, element, escape, svg, text, token_text

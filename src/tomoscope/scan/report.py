@@ -14,12 +14,13 @@ import hashlib
 from importlib import resources
 from pathlib import Path
 
+from tomoscope.findings.estimate import format_number
 from tomoscope.findings.files import write_bytes
-from tomoscope.findings.finding import Finding, format_number
+from tomoscope.findings.finding import Finding
 from tomoscope.findings.ledger import Ledger
 from tomoscope.findings.manifest import ExamRecord, Manifest
 from tomoscope.scan.appendix import appendix
-from tomoscope.scan.articles import badge, exam_section, quiet_line
+from tomoscope.scan.articles import badge, by_cause, exam_section, quiet_line
 from tomoscope.scan.charts import css_name, glance
 from tomoscope.scan.colour import style_sheet
 from tomoscope.scan.markup import anchor, duration, element, escape
@@ -176,7 +177,10 @@ def _summary(findings: list[Finding], exams: dict[str, ExamRecord]) -> str:
         group = [finding for finding in findings if finding.verdict == verdict]
         if not group:
             continue
-        lines = [quiet_line(item) if verdict == "not measured" else _line(item, exams) for item in group]
+        if verdict == "not measured":
+            lines = [quiet_line(together) for together in by_cause(group).values()]
+        else:
+            lines = [_line(item, exams) for item in group]
         heading = element("h3", f"{badge(verdict)} {_explained(verdict)}")
         groups.append(
             element(
@@ -210,8 +214,11 @@ def _line(finding: Finding, exams: dict[str, ExamRecord]) -> str:
     record = exams.get(finding.exam)
     where = escape(record.title if record and record.title else finding.exam)
     number = escape(str(finding.estimate))
+    row = finding.calibration.row
+    doubts = "; ".join(row.concerns()) if row else ""
+    doubt = f" · the exam {escape(doubts)}" if doubts else ""
     words = element("span", escape(finding.claim), class_="claim") + element(
-        "span", f"{where} · {number}", class_="meta"
+        "span", f"{where} · {number}{doubt}", class_="meta"
     )
     return element(
         "li", element("a", element("span", words, class_="words") + glance(finding), href=f"#{anchor(finding.id)}")

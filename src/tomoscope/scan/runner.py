@@ -22,6 +22,7 @@ from typing import Any
 
 from tomoscope.errors import LedgerError, TomoscopeError
 from tomoscope.exams import Context
+from tomoscope.exams.calibration import calibration_of
 from tomoscope.findings.finding import DataNote, Estimate, Finding
 from tomoscope.findings.ledger import Ledger
 from tomoscope.findings.manifest import ExamRecord, Manifest
@@ -197,7 +198,7 @@ def _absent(context: Context, key: str, why: str) -> Finding:
         id=f"{exam.name}/{key}", exam=exam.name, claim=exam.question, estimate=Estimate.unknown(why), chosen_on=nothing,
         measured_on=nothing, rule=" ".join(rule.sentence() for rule in exam.rules.values()), verdict="not measured",
         reason=why, method=exam.method, reproduce=context.reproduce, seed=context.scan_seed,
-        calibration=exam.calibration,
+        calibration=calibration_of(exam, key, context.options),
     )  # fmt: skip
 
 

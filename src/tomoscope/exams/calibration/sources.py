@@ -1,0 +1,193 @@
+"""Where specimens come from: each phantom with its null, and two nulls that need no phantom.
+
+    untrained           the embedded model's architecture and tokenizer with fresh weights: does nothing
+    shuffled_answers    the embedded model itself, asked for the answers of other prompts (a control task: Hewitt and
+                        Liang 2019): all of a trained model's machinery, and no task that it does
+
+How they can mislead: untrained weights are an easy null (most exams of a task stop at "does not do it"); shuffled
+answers are harder, but they are one trained model, however many shufflings there are.
+
+Steps: names to sources, sources and seeds to cases, a case to a specimen when its turn comes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fnmatch
+import hashlib
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from tomoscope.data import TASKS, Pair, PairSet, TaskSpec
+from tomoscope.errors import DataError, nearest
+from tomoscope.findings.control import stable_seed
+from tomoscope.phantoms import PHANTOMS, Card, Known, Phantom, Specimen
+
+Side = Literal["planted", "null"]
+Make = Callable[[int], Specimen]
+
+ROLES = ("previous_token", "duplicate_token", "induction", "copying", "name_mover")
+ANSWERS = "answers"
+"""Key of `Specimen.data` for what was done to the answers: such specimens of one model are different ones."""
+OWN_TASKS = "tasks"
+"""Key of `Specimen.data` for tasks (name -> TaskSpec) that the specimen is asked besides the field's, or instead."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A maker of specimens, with what is looked for (planted) and without (null)."""
+
+    name: str
+    title: str
+    planted: Make | None
+    null: Make | None
+    varies: bool = True
+    """False: one specimen is all there is."""
+
+    @classmethod
+    def of(cls, phantom: Phantom) -> Source:
+        """A phantom as a source."""
+        return cls(phantom.name, phantom.title, phantom.build, phantom.null, phantom.varies)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One specimen to be made and examined."""
+
+    source: Source
+    side: Side
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """`phantom/planted/3`."""
+        return f"{self.source.name}/{self.side}/{self.seed}"
+
+    def make(self) -> Specimen:
+        """The specimen."""
+        make = self.source.planted if self.side == "planted" else self.source.null
+        assert make is not None, self.key
+        return make(self.seed)
+
+
+def known_sources() -> dict[str, Source]:
+    """All phantoms and the two further nulls, by name."""
+    return {name: Source.of(phantom) for name, phantom in PHANTOMS.items()} | {one.name: one for one in NULLS}
+
+
+def find_sources(names: Sequence[str | Phantom]) -> list[Source]:
+    """The sources of these names (patterns with `*` too) or phantoms; all where none is named.
+
+    Raises DataError with the nearest names.
+    """
+    known = known_sources()
+    found: dict[str, Source] = {}
+    for name in names or list(known):
+        if isinstance(name, Phantom):
+            found[name.name] = Source.of(name)
+            continue
+        matches = [one for one in known if fnmatch.fnmatchcase(one, name)]
+        if not matches:
+            hint = nearest(name, known)
+            raise DataError(f"There is no phantom {name!r}.", remedy=f"{hint} There are: {', '.join(known)}.".strip())
+        found |= {one: known[one] for one in matches}
+    return list(found.values())
+
+
+def cases(sources: Sequence[Source], seeds: int) -> list[Case]:
+    """Every specimen of a calibration, seed by seed, so that one that was cut short is balanced."""
+    return [
+        Case(source, side, seed)
+        for seed in range(seeds)
+        for source in sources
+        if source.varies or seed == 0
+        for side in ("planted", "null")
+        if getattr(source, side) is not None
+    ]
+
+
+def fingerprint(specimen: Specimen, otherwise: str) -> str:
+    """What makes a specimen a different one: its weights, its tokenizer, and what was done to its answers."""
+    from tomoscope.findings.provenance import hash_arrays
+
+    model = getattr(specimen.subject, "model", None)
+    if model is None or not hasattr(model, "state_dict"):
+        return otherwise
+    import torch
+
+    weights = hash_arrays(
+        (f"{name} {value.dtype}", value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        for name, value in model.state_dict().items()
+        if not value.is_meta and value.numel()
+    )
+    words = getattr(specimen.subject.tokenizer, "get_vocab", dict)()
+    rest = f"{sorted(words.items())}{sorted(specimen.data.get(OWN_TASKS, ()))}{specimen.data.get(ANSWERS, '')}"
+    return hashlib.sha256(f"{weights}{rest}".encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def tasks_as(tasks: Mapping[str, Any]) -> Generator[list[str]]:
+    """For a while, `TASKS` with these besides or instead; gives the names that are new."""
+    own = {name: spec for name, spec in tasks.items() if isinstance(spec, TaskSpec)}
+    former = dict(TASKS)
+    TASKS.update(own)
+    try:
+        yield [name for name in own if name not in former]
+    finally:
+        TASKS.clear()
+        TASKS.update(former)
+
+
+def shuffled(spec: TaskSpec, seed: int) -> TaskSpec:
+    """The task with each prompt's answers (right and wrong ones together) exchanged for another prompt's."""
+    original = spec.make
+
+    def make(tokenizer: Any, n: int, *, seed: int = seed, corruption: str = spec.corruptions[0]) -> PairSet:
+        pairs = original(tokenizer, n, seed=seed, corruption=corruption)
+        order = np.random.default_rng(stable_seed("shuffled answers", spec.name, shuffle, seed)).permutation(len(pairs))
+        mixed = [
+            Pair(one.clean, one.corrupted, pairs[int(k)].answers, pairs[int(k)].wrong, one.labels)
+            for one, k in zip(pairs, order, strict=True)
+        ]
+        return PairSet(mixed, pairs.name, pairs.seed, pairs.corruption)
+
+    shuffle = seed
+    return dataclasses.replace(spec, make=make)
+
+
+def _cannot() -> tuple[Known, ...]:
+    return tuple(Known("ability", {"task": name}, holds=False) for name in TASKS)
+
+
+def untrained(seed: int) -> Specimen:
+    """The embedded model's architecture with fresh weights."""
+    import torch
+
+    from tomoscope.model import EMBEDDED, open_model
+
+    base = open_model(EMBEDDED)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stable_seed("untrained", seed))
+        model = type(base.model)(base.config).to(base.device).eval()
+    roles = (Known("head_role", {"role": role, "heads": []}, holds=False) for role in ROLES)
+    card = Card("untrained", seed, "Fresh weights: no task, no role of any head.", (*_cannot(), *roles))
+    return Specimen(open_model(model, tokenizer=base.tokenizer), card)
+
+
+def shuffled_answers(seed: int) -> Specimen:
+    """The embedded model, and the field's tasks with other prompts' answers."""
+    from tomoscope.model import EMBEDDED, open_model
+
+    card = Card("shuffled_answers", seed, "A trained model; each prompt has another prompt's answers.", _cannot())
+    tasks = {name: shuffled(spec, seed) for name, spec in TASKS.items()}
+    return Specimen(open_model(EMBEDDED), card, {OWN_TASKS: tasks, ANSWERS: f"shuffled {seed}"})
+
+
+NULLS = (
+    Source("untrained", "Fresh weights of the embedded model", None, untrained),
+    Source("shuffled_answers", "The embedded model, asked for other prompts' answers", None, shuffled_answers),
+)

@@ -1,0 +1,250 @@
+"""What a phantom's card says of an exam's claims: which must be confirmed, which must not, and where.
+
+A card states what was built in; an exam claims something about a model. Here each exam's kinds of claims are brought
+together with the statements that decide them. A claim that no statement decides does not count: a card is silent on
+what nobody built in or measured. How it can mislead: "false" is known for what a null lacks, and for what a card
+denies; a claim is counted as true even if the phantom's thing is harder to see than what the exam was made for.
+
+    ability            decides observe.abilities; denied, also every claim about a part of that task; stated, the claim
+                       of observe.token_attribution: answers that follow the prompt rest on the part that decides them
+    head_role          decides observe.head_roles; right is confirmed *and* naming a right head
+    site               decides circuits.patching (head, mlp, arrival) and circuits.causal_tracing (mlp, attention)
+    circuit            decides observe.direct_attribution: which heads write to the logits
+    formed, rotated    decide the lenses
+
+An exam of one's own brings its `Truth` with it (`Exam.truth`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tomoscope.findings.record import Record
+
+if TYPE_CHECKING:
+    from tomoscope.exams.exam import Exam
+    from tomoscope.phantoms.phantom import Card, Known
+
+
+class Place(NamedTuple):
+    """A part of a model: part is "attn" (a head, or a layer's heads where `head` is None), "mlp" or "block"."""
+
+    layer: int
+    part: str
+    head: int | None = None
+
+
+class Expected(Record):
+    """What a card says of one claim."""
+
+    key: str
+    """The claim's, as in `Context.claim`."""
+    holds: bool
+    kind: str = ""
+    places: tuple[Place, ...] = ()
+    """The right places, where the card knows them."""
+    positions: tuple[str, ...] = ()
+    """The right labels of positions, where they are known."""
+    within: int = 0
+    """How many layers a named place may be away from a right one (a window of layers is centred there)."""
+    named: bool = False
+    """Whether the claim is true of a right place alone, so that confirming another one does not count as finding."""
+
+    def right(self, sites: Iterable[str], positions: str) -> bool | None:
+        """Whether the place that a finding names is a right one; None where the card does not know."""
+        if self.positions:
+            return positions in self.positions
+        if not self.places:
+            return None
+        return any(_matches(found, place, self.within) for found in places(sites) for place in self.places)
+
+
+Expect = Callable[["Card", Any], Iterable[Expected]]
+
+
+def _no_kind(key: str) -> str:
+    return ""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """How cards decide the claims of one exam."""
+
+    expect: Expect
+    """Card, the exam's options -> what must come out."""
+    kind: Callable[[str], str] = _no_kind
+    """A claim's key -> its kind; "" where the exam makes one kind of claim."""
+    unknowable: Mapping[str, str] = field(default_factory=dict)
+    """Kind -> why no card can say that such a claim is true."""
+
+
+def places(sites: Iterable[str]) -> list[Place]:
+    """The parts that site names stand for: head 3 of layer 1 for `layer.1.attn.z[head=3]`, block 1 for its stream."""
+    found = []
+    for site in sites:
+        match = re.match(r"layer\.(\d+)\.(attn|mlp|resid)[^\[]*(?:\[head=(\d+)\])?", site)
+        if match:
+            part = {"resid": "block"}.get(match[2], match[2])
+            found.append(Place(int(match[1]), part, int(match[3]) if match[3] else None))
+    return found
+
+
+def _matches(found: Place, right: Place, within: int) -> bool:
+    if found.part != right.part or abs(found.layer - right.layer) > within:
+        return False
+    return found.head is None or right.head is None or found.head == right.head
+
+
+# -- what cards say, by task ---------------------------------------------------------------------------------------
+
+
+def _ability(card: Card, task: str) -> bool | None:
+    """Whether the model does a task; None where the card does not say."""
+    said = [known.holds for known in card.of("ability") if known.value.get("task") == task]
+    return None if not said else any(said)
+
+
+def _about(card: Card, kind: str, task: str) -> list[Known]:
+    return [known for known in card.of(kind) if known.value.get("task") == task]
+
+
+def _carriers(card: Card, task: str) -> tuple[Place, ...] | None:
+    """The parts that carry a task's answer; () where none does, None where the card does not say."""
+    stated = _about(card, "site", task)
+    right = tuple(place for known in stated if known.holds for place in places(known.value.get("sites", ())))
+    if right:
+        return right
+    denied = _ability(card, task) is False or (bool(stated) and not any(known.holds for known in stated))
+    return () if denied else None
+
+
+def _writers(card: Card, task: str) -> tuple[Place, ...] | None:
+    """The heads that write a task's answer into the logits; () where none does, None where the card does not say."""
+    circuits = _about(card, "circuit", task)
+    edges = [edge for known in circuits if known.holds for edge in known.value.get("edges", ())]
+    if edges:
+        heads = [re.fullmatch(r"a(\d+)\.h(\d+)", source) for source, end in edges if end == "logits"]
+        return tuple(Place(int(head[1]), "attn", int(head[2])) for head in heads if head)
+    denied = _ability(card, task) is False or (bool(circuits) and not any(known.holds for known in circuits))
+    return () if denied else None
+
+
+# -- the exams -----------------------------------------------------------------------------------------------------
+
+
+def _abilities(card: Card, options: Any) -> Iterator[Expected]:
+    for task in options.tasks:
+        does = _ability(card, task)
+        if does is not None:
+            yield Expected(key=task, holds=does)
+
+
+def _roles(card: Card, options: Any) -> Iterator[Expected]:
+    for role in dict.fromkeys(known.value["role"] for known in card.of("head_role")):
+        stated = [known for known in card.of("head_role") if known.value["role"] == role]
+        heads = [Place(int(h[0]), "attn", int(h[1])) for known in stated if known.holds for h in known.value["heads"]]
+        holds = any(known.holds for known in stated)
+        yield Expected(key=role, kind=role, holds=holds, places=tuple(heads), named=True)
+
+
+def _direct(card: Card, options: Any) -> Iterator[Expected]:
+    for task in options.tasks:
+        writers = _writers(card, task)
+        if writers is not None:
+            yield Expected(key=task, holds=bool(writers), places=writers)
+
+
+DECIDES = {
+    "ioi": ("IO", "S1", "S2"), "induction": ("earlier", "copied"), "agreement": ("subject",),
+    "gendered_pronoun": ("name",), "facts": ("subject",), "colours": ("thing", "colour", "query"),
+    "greater_than": ("year", "century"), "docstring": ("C_def", "B_def", "A_def", "A_doc", "B_doc"),
+}  # fmt: skip
+"""Task -> the labelled parts that its answer follows from, by the task's own definition."""
+
+
+def _tokens(card: Card, options: Any) -> Iterator[Expected]:
+    for task in options.tasks:
+        does = _ability(card, task)
+        if does is not None:
+            yield Expected(key=task, holds=does, positions=DECIDES.get(task, ()))
+
+
+def _patching(card: Card, options: Any) -> Iterator[Expected]:
+    for task in options.tasks:
+        carriers = _carriers(card, task)
+        if carriers is None:
+            continue
+        if not carriers:
+            for kind in ("head", "mlp", "arrival", "linear"):
+                yield Expected(key=f"{task}_{kind}", kind=kind, holds=False)
+            continue
+        heads = tuple(place for place in carriers if place.part == "attn")
+        mlps = tuple(place for place in carriers if place.part == "mlp")
+        if heads:
+            yield Expected(key=f"{task}_head", kind="head", holds=True, places=heads)
+            # only attention moves the answer between tokens: it has come to the last one after the last such head
+            last = max(place.layer for place in heads)
+            block = (Place(last, "block"),)
+            yield Expected(key=f"{task}_arrival", kind="arrival", holds=True, places=block)
+        if mlps:
+            yield Expected(key=f"{task}_mlp", kind="mlp", holds=True, places=mlps)
+
+
+def _tracing(card: Card, options: Any) -> Iterator[Expected]:
+    carriers = _carriers(card, "facts")
+    for key, kind, part in (("facts", "mlp", "mlp"), ("facts_attention", "attention", "attn")):
+        if carriers == ():
+            yield Expected(key=key, kind=kind, holds=False)
+            continue
+        right = tuple(place for place in carriers or () if place.part == part)
+        if right:
+            yield Expected(key=key, kind=kind, holds=True, places=right, within=options.window // 2)
+
+
+def _depth(statement: str, key: str) -> Expect:
+    def expect(card: Card, options: Any) -> Iterator[Expected]:
+        stated = list(card.of(statement))
+        if stated:
+            after = [Place(int(k.value["after"]), "block") for k in stated if k.holds and "after" in k.value]
+            yield Expected(key=key, holds=any(known.holds for known in stated), places=tuple(after))
+
+    return expect
+
+
+def _last_part(key: str) -> str:
+    return key.rsplit("_", 1)[-1]
+
+
+TRUTHS: dict[str, Truth] = {
+    "observe.abilities": Truth(_abilities),
+    "observe.logit_lens": Truth(_depth("formed", "formed")),
+    "observe.tuned_lens": Truth(_depth("rotated", "gain")),
+    "observe.head_roles": Truth(_roles, kind=str),
+    "observe.direct_attribution": Truth(_direct),
+    "observe.token_attribution": Truth(_tokens),
+    "circuits.patching": Truth(
+        _patching, kind=_last_part,
+        unknowable={"linear": "that two methods agree is measured on the spot, and no card can state it"},
+    ),
+    "circuits.causal_tracing": Truth(
+        _tracing, kind=lambda key: "attention" if key.endswith("_attention") else "mlp"
+    ),
+}  # fmt: skip
+"""Exam -> how cards decide its claims."""
+
+NOT_CLAIMS = ("applies", "failed", "budget")
+"""Keys of what stands in the record for an exam that gave no answer."""
+
+
+def truth_of(exam: Exam) -> Truth | None:
+    """The truth that an exam brings with it, or else the one here; None where there is none."""
+    return exam.truth or TRUTHS.get(exam.name)
+
+
+def kind_of(exam: Exam, key: str) -> str:
+    """The kind of the claim with this key; "" for all kinds together."""
+    truth = truth_of(exam)
+    return "" if truth is None or key in NOT_CLAIMS else truth.kind(key)
