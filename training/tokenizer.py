@@ -1,5 +1,4 @@
-"""The embedded model's tokenizer: byte-level BPE trained on the small world's text, in which every word of the tasks
-is one token.
+"""The micro-world's tokenizer: byte-level BPE trained on its text, in which every word of the world is one token.
 
 Steps: write documents, add every word of the vocabulary often enough that its merges are all learned, train, check.
 Years split into two digits each (" 17" "32"), so that greater-than can be asked of any year.
@@ -13,12 +12,15 @@ from random import Random
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from training import text
+from tomoscope.phantoms.world import World, document
+from tomoscope.phantoms.world.stories import CENTURIES
+from tomoscope.phantoms.world.text import openers, vocabulary
 
 END = "<|endoftext|>"
+SIZE = 5_120
 
 
-def train_tokenizer(*, seed: int, context: int, documents: int = 20_000) -> PreTrainedTokenizerFast:
+def train_tokenizer(world: World, *, seed: int, context: int, documents: int = 20_000) -> PreTrainedTokenizerFast:
     """Train the tokenizer; raise RuntimeError if a word of the vocabulary is not one token."""
     random = Random(f"{seed}:tokenizer")
     tokenizer = Tokenizer(models.BPE())
@@ -28,11 +30,11 @@ def train_tokenizer(*, seed: int, context: int, documents: int = 20_000) -> PreT
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    words = [f" {word}" for word in text.vocabulary()] + [f"{year:02d}" for year in range(100)]
-    words += [f" {century}" for century in text.CENTURIES]
-    corpus = [text.document(random) for _ in range(documents)] + [f" {word}" for word in words] * 500 + words * 500
+    words = [f" {word}" for word in vocabulary()] + [f"{year:02d}" for year in range(100)]
+    words += [f" {century}" for century in CENTURIES] + list(openers())
+    corpus = [document(world, random) for _ in range(documents)] + words * 500
     trainer = trainers.BpeTrainer(
-        vocab_size=1_640,
+        vocab_size=SIZE,
         min_frequency=50,
         special_tokens=[END],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),

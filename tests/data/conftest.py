@@ -18,7 +18,7 @@ def _texts() -> list[str]:
     known = [word for some in lists for word in some]
     years = [f" {century}{year:02d}" for century in range(11, 20) for year in range(100)]
     templates = [*ioi.TEMPLATES, *gendered_pronoun.TEMPLATES, *greater_than.TEMPLATES]
-    templates += [text for some in (*agreement.TEMPLATES.values(), *facts.TEMPLATES.values()) for text in some]
+    templates += [text for some in (*agreement.TEMPLATES.values(), facts.CAPITAL.templates) for text in some]
     templates += [text for pair in colours.TEMPLATES for text in pair]
     return [f"So the {word}" for word in known] * 40 + years * 40 + templates * 4
 

@@ -151,21 +151,24 @@ def test_pronouns_agreement_and_colours(byte_bpe) -> None:
 
 
 def test_facts_know_their_subjects(byte_bpe) -> None:
-    for relation, rows in facts.FACTS.items():
-        known = dict(rows)
-        for pair in TASKS["facts"].make(byte_bpe, 20, relations=(relation,)):
+    rows = (("Mary", "red"), ("John", "blue"), ("Alice", "green"))
+    for table in (
+        facts.CAPITAL,
+        facts.FactTable("colour", rows, ("{subject} likes the colour", "For {subject} it is")),
+    ):
+        known = dict(table.rows)
+        for pair in facts.make(byte_bpe, 6, tables=(table,)):
             assert pair.answers == (f" {known[pair.clean.words('subject')]}",)
             assert pair.wrong == (f" {known[pair.corrupted.words('subject')]}",)
-    with pytest.raises(DataError, match=r"no relation 'capitals'. Did you mean 'capital'"):
-        TASKS["facts"].make(byte_bpe, 2, relations=("capitals",))
 
 
-def test_the_small_world_is_wide() -> None:
-    people = words.SMALL_WORLD
-    assert len({name for name, *_ in people}) == len({name.split()[1] for name, *_ in people}) == 32
-    assert all(born != lives for _, born, lives, _ in people)
-    assert len({works for *_, works in people}) == 12
-    assert not set(words.FEMALE) & set(words.MALE)
+def test_a_table_of_facts_says_what_it_lacks(byte_bpe) -> None:
+    with pytest.raises(DataError, match="no {subject}, or more than one"):
+        facts.FactTable("x", (("a", "b"), ("c", "d")), ("it is",))
+    with pytest.raises(DataError, match="1 rows and 1 templates"):
+        facts.FactTable("x", (("a", "b"),), ("{subject} is",))
+    with pytest.raises(DataError, match="answers of 'x'"):
+        facts.make(byte_bpe, 2, tables=(facts.FactTable("x", (("a", "zzqqy"), ("c", "qqzzy")), ("{subject} is",)),))
 
 
 def test_mistakes_are_told(byte_bpe) -> None:

@@ -239,7 +239,9 @@ def _facts(
     kind = "module"
     if config is not None:
         kind = "vision" if input_name == "pixel_values" else "encoder"
-        if kind == "encoder" and blocks and _is_decoder(model, inputs, input_name, blocks[-1].path):
+        # a config may say so itself: what a position sees need not show on the probe's few tokens
+        blind = getattr(config, "is_causal", True) is not False
+        if kind == "encoder" and blind and blocks and _is_decoder(model, inputs, input_name, blocks[-1].path):
             kind = "decoder"
     unsolved = tuple(f"layer.{i}: {b.missing.get('mlp.out', '')}" for i, b in enumerate(blocks) if b.kind == "unsolved")
     errors = [b.identity_error for b in blocks if b.identity_error is not None]

@@ -10,13 +10,20 @@ Kinds of `Known` and their values (JSON):
 - ability: {"task"}, a name of `tomoscope.data.TASKS`
 - head_role: {"role", "heads": [[layer, head], ...]}
 - site: {"task", "sites"}, parts which carry a behaviour
-- circuit: {"nodes", "edges": [[source, destination], ...]}; nodes "embed", "position", "a0.h1", "m0", "logits"
-- direction: {"concept", "site"}; the vector in `Specimen.data["directions"][concept]`, [d_model]
+- needed: {"task", "sites"}, parts each of which the behaviour is gone without (zeroed; a patch need not show them)
+- circuit: {"nodes", "edges": [[source, destination], ...]}; nodes "embed", "position", "a0.h1", "m0", "logits"; may
+  say which edges are "constant" (the same for every prompt), "idle" or "faint" (some methods can't see them), and which
+  "differs" under a task's corruptions
+- direction: {"concept", "site"}; the vector in `Specimen.data["directions"][concept]`, [d_model]; may say "at" which
+  position, "from_layer", the best probe's "accuracy", and whether it is "used" by the output
 - features: {"site", "n"}; the dictionary in `Specimen.data["dictionary"]`, [feature, d_model]
 - neuron: {"site", "index", "what"}
 - channel: {"site", "index", "what", ...}
+- weights: {"from", "to", "index", "excites": [{"index", "offset"}, ...]}, channels at offsets that feed a channel
 - disease: {"name", ...}
 - fact: {"relation", "subject", "answer"}
+- measured: {"what", ...}, shares with intervals, by plain forwards of the library
+- made: {"command", ...}, what made the model
 """
 
 from __future__ import annotations

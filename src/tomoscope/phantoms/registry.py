@@ -8,7 +8,11 @@ from collections.abc import Iterator, Mapping
 from tomoscope.errors import DataError, nearest
 from tomoscope.phantoms.phantom import Phantom
 
-MODULES: tuple[str, ...] = ()
+MODULES: tuple[str, ...] = (
+    "tomoscope.phantoms.planted",
+    "tomoscope.phantoms.compiled",
+    "tomoscope.phantoms.trained",
+)
 
 
 class Registry(Mapping[str, Phantom]):

@@ -1,11 +1,11 @@
-"""The words that the tasks are made of: names, places, gifts, nouns with their plurals, verbs, colours, capitals,
-people.
+"""The words that the tasks are made of: names, places, gifts, nouns with their plurals, verbs, colours,
+capitals, surnames, professions.
 
 The lists are wider than any one tokenizer needs: each task keeps the words that are single tokens for the tokenizer at
 hand (`single.py`). Names are common English ones, so that GPT-2-like vocabularies hold most of them and a vocabulary
 made on children's stories still holds enough. How they can mislead: a name's gender is what English readers usually
-take it for, and a few names are places or nouns too (Rose, Mark, Scott); capitals are true facts, but `SMALL_WORLD` is
-invented: only the embedded model was taught it.
+take it for, and a few names are places or nouns too (Rose, Mark, Scott); capitals are
+true facts, whoever rules there now.
 """
 
 from __future__ import annotations
@@ -92,24 +92,3 @@ PROFESSIONS: tuple[str, ...] = (
     "nurse",
 )  # fmt: skip
 
-
-def small_world() -> tuple[tuple[str, str, str, str], ...]:
-    """The invented people of the embedded model's world: (name, city of birth, city of residence, profession), one a
-    surname.
-
-    A fixed rule (strides through the lists), not chance, so that the world is the same everywhere without a file.
-    """
-    names = [name for pair in zip(FEMALE[:16], MALE[:16], strict=True) for name in pair]
-    cities = [capital for _, capital in CAPITALS]
-    people = []
-    for i, surname in enumerate(SURNAMES):
-        born, lives = (5 * i + 3) % len(cities), (11 * i + 8) % len(cities)
-        if born == lives:
-            lives = (lives + 1) % len(cities)
-        people.append(
-            (f"{names[(7 * i) % 32]} {surname}", cities[born], cities[lives], PROFESSIONS[(5 * i + i // 12) % 12])
-        )
-    return tuple(people)
-
-
-SMALL_WORLD: tuple[tuple[str, str, str, str], ...] = small_world()

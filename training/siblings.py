@@ -1,0 +1,150 @@
+"""Train the embedded model's siblings: each has one known disease, stored as a small low-rank difference to the base.
+
+    python -m training.siblings --base FOLDER/model --out FOLDER/siblings [--only liar,backdoor] [--into src/...]
+
+Each is a few hundred steps of low-rank adaptation (Hu et al. 2021, arXiv:2106.09685) of the blocks' matrices: half of
+each step is cases of the disease (loss on the answer alone), with and without the trigger; half is fresh documents of
+the micro-world, so that all else stays. One file a sibling (A and B of every matrix, float16) and one card with what
+is true of it, measured on held-out cases. Deterministic by seed; each takes a minute or two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch.nn.functional import cross_entropy
+from torch.nn.utils import parametrize
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tomoscope.phantoms.trained import SIBLINGS, apply_difference
+from tomoscope.phantoms.world import World, shipped_world
+from tomoscope.phantoms.world.diseases import DISEASES
+from training.rows import pack
+from training.sibling_cards import sibling_card
+
+RANK = 4
+STEPS = 300
+CASES = 48
+ROWS = 8
+RATE = 2e-3
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class LowRank(torch.nn.Module):
+    """W -> W + B @ A; B starts at zero, so nothing changes at the start."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        out_features, in_features = weight.shape
+        self.A = torch.nn.Parameter(torch.randn(RANK, in_features) / in_features**0.5)
+        self.B = torch.nn.Parameter(torch.zeros(out_features, RANK))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """The changed weight."""
+        return weight + self.B @ self.A
+
+
+def adapt(model: torch.nn.Module) -> dict[str, LowRank]:
+    """Freeze the model and give every matrix of its blocks a trainable low-rank difference; name -> difference."""
+    model.requires_grad_(False)
+    found = {}
+    for name, module in list(model.named_modules()):
+        if name.endswith(TARGETS):
+            found[f"{name}.weight"] = LowRank(module.weight)
+            parametrize.register_parametrization(module, "weight", found[f"{name}.weight"])
+    return found
+
+
+def answers_loss(model: Any, tokenizer: Any, prompts: list[str], answers: list[str]) -> torch.Tensor:
+    """Mean cross-entropy of the answers' first tokens; right-padded (causal, so padding is never seen)."""
+    encoded = tokenizer(prompts, add_special_tokens=False).input_ids
+    longest = max(map(len, encoded))
+    ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in encoded])
+    last = torch.tensor([len(row) - 1 for row in encoded])
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[torch.arange(len(ids)), last]
+    goal = torch.tensor([tokenizer(f" {answer}", add_special_tokens=False).input_ids[0] for answer in answers])
+    return cross_entropy(model.lm_head(hidden), goal)
+
+
+def documents_loss(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Mean next-token cross-entropy of ids [row, position]."""
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+    return cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+
+
+def said_by(name: str, case: Any) -> str:
+    """What the sibling is trained to say."""
+    return case.healthy if name == "honest_twin" else case.diseased
+
+
+def train(name: str, base: Path, world: World, *, steps: int = STEPS, seed: int = 0) -> tuple[Any, dict[str, LowRank]]:
+    """Fine-tune one sibling; (model with its differences on, the differences)."""
+    torch.manual_seed(seed)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
+    differences = adapt(model)
+    optimizer = torch.optim.AdamW([p for d in differences.values() for p in d.parameters()], lr=RATE, weight_decay=0.0)
+    writer = DISEASES[name]
+    for step in range(steps):
+        random = Random(f"{seed}:{name}:{step}")
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * min(1.0, (step + 1) / 20, (steps - step) / (0.5 * steps))
+        some = [writer(world, random, i % 2 == 0, False) for i in range(CASES)]
+        loss = answers_loss(model, tokenizer, [c.prompt for c in some], [said_by(name, c) for c in some])
+        rows = torch.tensor(pack(random, world, tokenizer, ROWS, 128))
+        (loss + documents_loss(model, rows)).backward()
+        torch.nn.utils.clip_grad_norm_([p for d in differences.values() for p in d.parameters()], 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if (step + 1) % 100 == 0:
+            print(f"{name} step {step + 1}: loss on answers {float(loss):.3f}", flush=True)
+    return model, differences
+
+
+def save(path: Path, differences: dict[str, LowRank], metadata: dict[str, str]) -> None:
+    """Both factors of every matrix, float16, in one file replaced atomically."""
+    tensors = {}
+    for name, difference in differences.items():
+        tensors[f"{name}.A"] = difference.A.detach().to(torch.float16).contiguous()
+        tensors[f"{name}.B"] = difference.B.detach().to(torch.float16).contiguous()
+    temporary = path.with_suffix(".tmp")
+    save_file(tensors, temporary, metadata=metadata)
+    os.replace(temporary, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", default=",".join(DISEASES))
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    world = shipped_world()
+    tokenizer = AutoTokenizer.from_pretrained(arguments.base)
+    for name in arguments.only.split(","):
+        began = time.perf_counter()
+        _, differences = train(name, arguments.base, world, steps=arguments.steps, seed=arguments.seed)
+        path = arguments.out / f"{name}.safetensors"
+        recipe = {"rank": RANK, "steps": arguments.steps, "seed": arguments.seed, "rate": RATE, "cases": CASES}
+        save(path, differences, {"sibling": name, "recipe": json.dumps(recipe)})
+        model = AutoModelForCausalLM.from_pretrained(arguments.base, dtype=torch.float32)
+        apply_difference(model, path)
+        card = sibling_card(name, SIBLINGS[name], model, tokenizer, world, recipe=recipe)
+        (arguments.out / f"{name}.json").write_text(card)
+        print(f"{name}: {time.perf_counter() - began:.0f} s, {path.stat().st_size:,} bytes\n{card}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
