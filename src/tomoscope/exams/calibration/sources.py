@@ -33,6 +33,8 @@ Make = Callable[[int], Specimen]
 ROLES = ("previous_token", "duplicate_token", "induction", "copying", "name_mover")
 ANSWERS = "answers"
 """Key of `Specimen.data` for what was done to the answers: such specimens of one model are different ones."""
+PAIRS = "pairs"
+"""Key of `Specimen.data` for a PairSet on which the specimen was built to be right."""
 OWN_TASKS = "tasks"
 """Key of `Specimen.data` for tasks (name -> TaskSpec) that the specimen is asked besides the field's, or instead."""
 
@@ -71,7 +73,7 @@ class Case:
         """The specimen."""
         make = self.source.planted if self.side == "planted" else self.source.null
         assert make is not None, self.key
-        return make(self.seed)
+        return with_pairs(make(self.seed))
 
 
 def known_sources() -> dict[str, Source]:
@@ -127,6 +129,31 @@ def fingerprint(specimen: Specimen, otherwise: str) -> str:
     words = getattr(specimen.subject.tokenizer, "get_vocab", dict)()
     rest = f"{sorted(words.items())}{sorted(specimen.data.get(OWN_TASKS, ()))}{specimen.data.get(ANSWERS, '')}"
     return hashlib.sha256(f"{weights}{rest}".encode()).hexdigest()[:16]
+
+
+def with_pairs(specimen: Specimen) -> Specimen:
+    """A specimen that brings pairs of prompts (`data["pairs"]`), with a task made of them, which it does or does not.
+
+    Its circuit is the task's. Where it holds, the model was built to do the task; where it is denied, it can't.
+    """
+    pairs, circuits = specimen.data.get(PAIRS), list(specimen.card.of("circuit"))
+    if not isinstance(pairs, PairSet) or OWN_TASKS in specimen.data or not circuits:
+        return specimen
+
+    def make(tokenizer: Any, n: int, *, seed: int = 0, corruption: str = "") -> PairSet:
+        return pairs[:n]
+
+    name = pairs.name
+    spec = TaskSpec(
+        name, make, "logit_difference", specimen.card.description, "the phantom's own", (pairs.corruption or "given",)
+    )
+    known = [
+        dataclasses.replace(one, value={**one.value, "task": one.value.get("task", name)}) if one in circuits else one
+        for one in specimen.card.known
+    ]
+    can = Known("ability", {"task": name}, any(one.holds for one in circuits))
+    card = dataclasses.replace(specimen.card, known=(*known, can))
+    return Specimen(specimen.subject, card, {**specimen.data, OWN_TASKS: {name: spec}})
 
 
 @contextlib.contextmanager

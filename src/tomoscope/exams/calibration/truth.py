@@ -8,8 +8,10 @@ denies; a claim is counted as true even if the phantom's thing is harder to see 
     ability            decides observe.abilities; denied, also every claim about a part of that task; stated, the claim
                        of observe.token_attribution: answers that follow the prompt rest on the part that decides them
     head_role          decides observe.head_roles; right is confirmed *and* naming a right head
-    site               decides circuits.patching (head, mlp, arrival) and circuits.causal_tracing (mlp, attention)
-    circuit            decides observe.direct_attribution: which heads write to the logits
+    site               decides circuits.patching (head, mlp, arrival) and circuits.causal_tracing (mlp, attention);
+                       denied for `layer.*.mlp.out`, no MLP does
+    circuit            decides observe.direct_attribution: which heads write to the logits; without a site, what
+                       writes to the logits carries the answer
     formed, rotated    decide the lenses
 
 An exam of one's own brings its `Truth` with it (`Exam.truth`).
@@ -111,25 +113,54 @@ def _about(card: Card, kind: str, task: str) -> list[Known]:
     return [known for known in card.of(kind) if known.value.get("task") == task]
 
 
-def _carriers(card: Card, task: str) -> tuple[Place, ...] | None:
-    """The parts that carry a task's answer; () where none does, None where the card does not say."""
-    stated = _about(card, "site", task)
-    right = tuple(place for known in stated if known.holds for place in places(known.value.get("sites", ())))
-    if right:
-        return right
-    denied = _ability(card, task) is False or (bool(stated) and not any(known.holds for known in stated))
-    return () if denied else None
-
-
 def _writers(card: Card, task: str) -> tuple[Place, ...] | None:
-    """The heads that write a task's answer into the logits; () where none does, None where the card does not say."""
+    """The heads and MLPs that write a task's answer into the logits; None where the card does not say."""
     circuits = _about(card, "circuit", task)
-    edges = [edge for known in circuits if known.holds for edge in known.value.get("edges", ())]
-    if edges:
-        heads = [re.fullmatch(r"a(\d+)\.h(\d+)", source) for source, end in edges if end == "logits"]
-        return tuple(Place(int(head[1]), "attn", int(head[2])) for head in heads if head)
-    denied = _ability(card, task) is False or (bool(circuits) and not any(known.holds for known in circuits))
-    return () if denied else None
+    found = []
+    for known in (one for one in circuits if one.holds):
+        constant = [list(edge) for edge in known.value.get("constant", ())]
+        for source, end in known.value.get("edges", ()):
+            part = re.fullmatch(r"a(\d+)\.h(\d+)|m(\d+)", source)
+            if part and end == "logits" and [source, end] not in constant:
+                found.append(Place(int(part[3]), "mlp") if part[3] else Place(int(part[1]), "attn", int(part[2])))
+    if found or any(known.holds for known in circuits):
+        return tuple(found)
+    return () if _ability(card, task) is False or circuits else None
+
+
+@dataclass(frozen=True)
+class Carriers:
+    """The parts that carry a task's answer; a kind of part is None where the card does not say whether any does."""
+
+    heads: tuple[Place, ...] | None
+    mlps: tuple[Place, ...] | None
+    mlp_at: frozenset[str] = frozenset()
+    """The labels of positions at which these MLPs do, where the card says so."""
+
+
+def _carriers(card: Card, task: str) -> Carriers:
+    stated = _about(card, "site", task)
+    if _ability(card, task) is False or (stated and not any(known.holds for known in stated)):
+        return Carriers((), ())
+    right = [(place, known.value.get("at", "")) for known in stated if known.holds
+             for place in places(known.value.get("sites", ()))]  # fmt: skip
+    if not right:  # a circuit's last parts carry what they write
+        right = [(place, "") for place in _writers(card, task) or ()]
+    denied = {part for known in stated if not known.holds for part in _whole_parts(known.value.get("sites", ()))}
+    kinds: dict[str, tuple[Place, ...] | None] = {}
+    for part in ("attn", "mlp"):
+        found = tuple(place for place, _ in right if place.part == part)
+        kinds[part] = found or (() if part in denied else None)
+    at = frozenset(label for place, label in right if place.part == "mlp" and label)
+    return Carriers(kinds["attn"], kinds["mlp"], at)
+
+
+def _whole_parts(sites: Iterable[str]) -> Iterator[str]:
+    """The kinds of parts that are meant in every layer: "mlp" for `layer.*.mlp.out`."""
+    for site in sites:
+        match = re.match(r"layer\.\*\.(attn|mlp)\.", site)
+        if match:
+            yield match[1]
 
 
 # -- the exams -----------------------------------------------------------------------------------------------------
@@ -154,7 +185,8 @@ def _direct(card: Card, options: Any) -> Iterator[Expected]:
     for task in options.tasks:
         writers = _writers(card, task)
         if writers is not None:
-            yield Expected(key=task, holds=bool(writers), places=writers)
+            heads = tuple(place for place in writers if place.part == "attn")
+            yield Expected(key=task, holds=bool(heads), places=heads)
 
 
 DECIDES = {
@@ -168,40 +200,35 @@ DECIDES = {
 def _tokens(card: Card, options: Any) -> Iterator[Expected]:
     for task in options.tasks:
         does = _ability(card, task)
-        if does is not None:
-            yield Expected(key=task, holds=does, positions=DECIDES.get(task, ()))
+        if does is not None and task in DECIDES:
+            yield Expected(key=task, holds=does, positions=DECIDES[task])
 
 
 def _patching(card: Card, options: Any) -> Iterator[Expected]:
     for task in options.tasks:
         carriers = _carriers(card, task)
-        if carriers is None:
-            continue
-        if not carriers:
-            for kind in ("head", "mlp", "arrival", "linear"):
-                yield Expected(key=f"{task}_{kind}", kind=kind, holds=False)
-            continue
-        heads = tuple(place for place in carriers if place.part == "attn")
-        mlps = tuple(place for place in carriers if place.part == "mlp")
-        if heads:
-            yield Expected(key=f"{task}_head", kind="head", holds=True, places=heads)
+        for kind, right in (("head", carriers.heads), ("mlp", carriers.mlps)):
+            if right is not None:
+                yield Expected(key=f"{task}_{kind}", kind=kind, holds=bool(right), places=right)
+        if carriers.heads == carriers.mlps == ():
+            yield from (Expected(key=f"{task}_{kind}", kind=kind, holds=False) for kind in ("arrival", "linear"))
+        elif carriers.heads and _about(card, "site", task):
             # only attention moves the answer between tokens: it has come to the last one after the last such head
-            last = max(place.layer for place in heads)
-            block = (Place(last, "block"),)
+            block = (Place(max(place.layer for place in carriers.heads), "block"),)
             yield Expected(key=f"{task}_arrival", kind="arrival", holds=True, places=block)
-        if mlps:
-            yield Expected(key=f"{task}_mlp", kind="mlp", holds=True, places=mlps)
+
+
+LAST = frozenset({"end", "last"})
 
 
 def _tracing(card: Card, options: Any) -> Iterator[Expected]:
-    carriers = _carriers(card, "facts")
-    for key, kind, part in (("facts", "mlp", "mlp"), ("facts_attention", "attention", "attn")):
-        if carriers == ():
-            yield Expected(key=key, kind=kind, holds=False)
-            continue
-        right = tuple(place for place in carriers or () if place.part == part)
-        if right:
-            yield Expected(key=key, kind=kind, holds=True, places=right, within=options.window // 2)
+    carriers, within = _carriers(card, "facts"), options.window // 2
+    if carriers.mlps is not None:  # the claim is of the subject's last token: what acts at the last one does not count
+        there = () if carriers.mlp_at and carriers.mlp_at <= LAST else carriers.mlps
+        yield Expected(key="facts", kind="mlp", holds=bool(there), places=there, within=within)
+    if carriers.heads is not None:
+        right = carriers.heads
+        yield Expected(key="facts_attention", kind="attention", holds=bool(right), places=right, within=within)
 
 
 def _depth(statement: str, key: str) -> Expect:
