@@ -30,7 +30,7 @@ from tomoscope.errors import TomoscopeError
 from tomoscope.phantoms.world import World, holdout, make_world, speech, stories
 from tomoscope.phantoms.world.tasks import TASKS as WORLD_TASKS
 from training import abilities
-from training.micro_world import LATE_SHARES, Recipe, loss_of
+from training.micro_world import PHASES, Recipe, loss_of
 from training.rows import pack
 from training.shares import share
 
@@ -71,9 +71,13 @@ def _pairs(rows: torch.Tensor) -> tuple[list[int], list[int]]:
 @torch.no_grad()
 def losses(recipe: Recipe, world: World, model: Any, tokenizer: Any, *, rows: int = 256) -> dict[str, object]:
     """Nats per token of fresh text the model never saw, beside what counting gives."""
-    held = torch.tensor(pack(Random(f"{recipe.seed}:evaluation"), world, tokenizer, rows, recipe.context, LATE_SHARES))
+    held = torch.tensor(
+        pack(Random(f"{recipe.seed}:evaluation"), world, tokenizer, rows, recipe.context, PHASES[-1].shares)
+    )
     per_row = torch.stack([loss_of(model, row[None], autocast=False) for row in held])
-    train = torch.tensor(pack(Random(f"{recipe.seed}:counting"), world, tokenizer, 4_000, recipe.context, LATE_SHARES))
+    train = torch.tensor(
+        pack(Random(f"{recipe.seed}:counting"), world, tokenizer, 4_000, recipe.context, PHASES[-1].shares)
+    )
     half = 1.96 * float(per_row.std()) / math.sqrt(rows)
     mean = float(per_row.mean())
     return {
@@ -180,6 +184,7 @@ def card(out: Path, *, n: int) -> dict[str, object]:
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "vocabulary": len(tokenizer),
         "recipe": asdict(recipe),
+        "phases": [asdict(phase) for phase in PHASES],
         "tokens_seen": recipe.steps * recipe.rows * recipe.context,
         "torch": torch.__version__,
         "initial_weights": f"random; {recipe.look_back_heads} heads of layer 0 look one token back by their biases: see "
