@@ -91,4 +91,3 @@ PROFESSIONS: tuple[str, ...] = (
     "teacher", "doctor", "farmer", "lawyer", "driver", "writer", "singer", "dancer", "pilot", "soldier", "painter",
     "nurse",
 )  # fmt: skip
-

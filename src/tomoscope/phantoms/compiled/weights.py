@@ -121,7 +121,9 @@ def make_model(
         for part, direction in zip(("attn", "mlp"), stream.spare[:HUM], strict=True):
             weights[f"transformer.h.{layer}.{part}.c_proj.bias"] += stream.basis.write[direction]
         for index in range(config.n_head):
-            _Attention(weights, layer, index, config, stream).write(heads.get((layer, index)), network, shape, generator)
+            _Attention(weights, layer, index, config, stream).write(
+                heads.get((layer, index)), network, shape, generator
+            )
         _mlp(weights, layer, network, stream, shape, generator)
     _unembed(weights, network, stream, words)
     model.load_state_dict({name: torch.from_numpy(value).to(torch_dtype) for name, value in weights.items()})
