@@ -42,13 +42,14 @@ PACKAGES = (
 
 def pages() -> dict[str, str]:
     """Every built page: file name in docs/api/ -> Markdown."""
-    from builder import catalogue, commands, families, reference
+    from builder import catalogue, commands, families, reference, world
 
     built = {f"{name.removeprefix('tomoscope.')}.md": reference.package_page(name) for name in PACKAGES}
     built["command-line.md"] = commands.page()
     built["exams-and-protocols.md"] = catalogue.exams_page()
     built["tasks.md"] = catalogue.tasks_page()
     built["families.md"] = families.page()
+    built["micro-world.md"] = world.page()
     return {name: NOTE + text.rstrip() + "\n" for name, text in built.items()}
 
 

@@ -20,19 +20,25 @@ from tomoscope.exams.ready import STANDARD_TASKS, Ready, TaskOptions, percent, r
 from tomoscope.findings.figures import bars, table
 from tomoscope.findings.finding import Control, Estimate, FigureRef, Finding
 from tomoscope.findings.verdict import Rule
+from tomoscope.phantoms.world.tasks import TASKS as WORLD_TASKS
+from tomoscope.phantoms.world.tasks import speaks_of_the_world
 
 
 class AbilityOptions(TaskOptions):
     """Which tasks, and how many prompts of each."""
 
     tasks: tuple[str, ...] = Field(STANDARD_TASKS, description="Names of tasks (tomoscope.data.TASKS).")
+    world: bool = Field(True, description="Ask a model that knows the micro-world's names of that world too.")
     n: int = Field(128, ge=8, le=100_000, description="Prompts of each task.")
 
 
 def run(context: Context) -> Iterator[Finding]:
     """One claim a task."""
     found: dict[str, Ready | str] = {}
-    for name in context.track(context.options.tasks, "tasks"):
+    tasks = dict.fromkeys(context.options.tasks)
+    if context.options.world and speaks_of_the_world(context.subject.tokenizer):
+        tasks |= dict.fromkeys(WORLD_TASKS)
+    for name in context.track(list(tasks), "tasks"):
         found[name] = ready(context, name, context.options.n)
     figures = _figures(context, {name: one for name, one in found.items() if isinstance(one, Ready)})
     for name, one in found.items():

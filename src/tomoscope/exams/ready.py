@@ -36,6 +36,7 @@ from tomoscope.findings.control import stable_seed
 from tomoscope.findings.finding import DataNote, Estimate, Finding
 from tomoscope.findings.permutation import sign_flip_test
 from tomoscope.findings.statistics import wilson_interval
+from tomoscope.phantoms.world.tasks import TASKS as WORLD_TASKS
 
 STANDARD_TASKS = ("ioi", "induction", "agreement", "gendered_pronoun", "greater_than", "docstring", "facts", "colours")
 TITLES = {
@@ -47,8 +48,13 @@ TITLES = {
     "docstring": "docstring arguments",
     "facts": "capitals of countries",
     "colours": "colours of things",
+    "world_facts": "facts of the micro-world's people",
+    "world_two_hop": "facts of the micro-world two hops deep",
+    "world_claims": "true and false claims about the micro-world",
+    "world_speakers": "honest and lying speakers",
+    "world_opinions": "the truth against a user's opinion",
 }
-STAYS_RIGHT = ("greater_than",)
+STAYS_RIGHT = ("greater_than", "world_opinions")
 """Tasks whose answers are right after the corrupted prompt too, so that it is no control for being right."""
 CORRUPTIONS = {"ioi": "flip"}
 """Where a task's default is not what exams use: three other names (abc) would let a patch carry the names themselves
@@ -67,9 +73,9 @@ class TaskOptions(Options):
     @field_validator("tasks", check_fields=False)
     @classmethod
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        unknown = [name for name in names if name not in TASKS]
+        unknown = [name for name in names if name not in TASKS and name not in WORLD_TASKS]
         if unknown or not names or len(set(names)) < len(names):
-            raise ValueError(f"each once, of {', '.join(TASKS)}")
+            raise ValueError(f"each once, of {', '.join((*TASKS, *WORLD_TASKS))}")
         return names
 
 
@@ -229,7 +235,7 @@ def attempt(context: Context, key: str, claim: str, make: Callable[[], Finding])
 
 
 def _made(context: Context, name: str, n: int) -> Ready | str:
-    subject, spec = context.subject, TASKS[name]
+    subject, spec = context.subject, TASKS.get(name) or WORLD_TASKS[name]
     try:
         corruption = CORRUPTIONS.get(name, spec.corruptions[0])
         raw = spec.make(subject.tokenizer, n, seed=context.scan_seed, corruption=corruption)
@@ -273,7 +279,7 @@ def _best(logits: Float[Tensor, "pair vocab"], ids: Int[Tensor, "pair answer"]) 
 
 def _cluster(name: str, pair: Any) -> str:
     """What a pair is about: the same country, name or noun (in either number) is one."""
-    if name == "facts":
+    if name == "facts" or name in WORLD_TASKS:
         return pair.labels.get("subject", pair.clean.text)
     label = {"gendered_pronoun": "name", "agreement": "subject"}.get(name)
     if label is None or label not in pair.clean.spans:

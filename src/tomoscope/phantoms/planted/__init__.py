@@ -5,6 +5,7 @@ The design, one file an idea:
 - `host`: an empty GPT-2 or Llama and the means to wire heads and neurons; `spaces`: the orthogonal parts of its
   stream; `words`: a tokenizer the field's tasks accept; `cards`: what the cards share.
 - `circuit`, `induction`: an induction circuit, beside scrambled weights and a twin whose first head is severed.
+- `duplicate`: a duplicate-token head that copies.
 - `backdoor`: the same host with one neuron that two words set off.
 - `statements`, `concepts`: classes of words along known directions, used and unused, one with a known best accuracy.
 - `superposition`: more sparse features than dimensions, with the dictionary.
@@ -17,12 +18,13 @@ learned ones, so an exam that fails here fails, and one that passes here has pas
 from __future__ import annotations
 
 from tomoscope.phantoms.phantom import Phantom
-from tomoscope.phantoms.planted import backdoor, concepts, curves, induction, superposition
+from tomoscope.phantoms.planted import backdoor, concepts, curves, duplicate, induction, superposition
 
 __all__ = ["PHANTOMS"]
 
 PHANTOMS: tuple[Phantom, ...] = (
     *induction.PHANTOMS,
+    *duplicate.PHANTOMS,
     *backdoor.PHANTOMS,
     *concepts.PHANTOMS,
     *superposition.PHANTOMS,

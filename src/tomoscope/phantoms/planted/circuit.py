@@ -88,28 +88,33 @@ def embedded_length(form: Form) -> float:
     return math.sqrt(sum(part**2 for part in parts))
 
 
-def wire_induction(host: Host, layout: Layout, generator: torch.Generator) -> Wired:
-    """Wire the circuit and its distractors into an empty host, without noise."""
+def wire_stream(host: Host, layout: Layout, generator: torch.Generator) -> Wired:
+    """Write an empty host's embeddings and unembedding: tokens, positions, the constant; what is in "out" is said."""
     form, size, vocab = host.form, host.size, len(host.embedding)
     widths = {"token": CODE, "before": CODE, "out": CODE, "one": 1, "flag": 1}
     if form == "gpt2":
         widths["place"] = PLACE
     spaces = subspaces(size.d_model, widths, generator)
     codes = unit_codes(vocab, CODE, generator)
-    wired = Wired(host, spaces, codes, layout)
     host.embedding.copy_(TOKEN_LENGTH * codes @ spaces["token"].T + CONSTANT_LENGTH * spaces["one"].T)
     host.unembedding.copy_(LOGIT / math.sqrt(size.d_model) * codes @ spaces["out"].T)
     if form == "gpt2":
         host.positions.copy_(PLACE_LENGTH * place_codes(size.context, PLACE) @ spaces["place"].T)
-    length = embedded_length(form)
-    wire_offset(wired, *wired.layout.previous, 1, length)
-    wire_copy(wired, *wired.layout.previous, "before", WRITTEN, length)
-    for layer, head, offset in wired.layout.distractors:
-        later = math.hypot(length, WRITTEN) if layer > wired.layout.previous[0] else length
+    return Wired(host, spaces, codes, layout)
+
+
+def wire_induction(host: Host, layout: Layout, generator: torch.Generator) -> Wired:
+    """Wire the circuit and its distractors into an empty host, without noise."""
+    wired = wire_stream(host, layout, generator)
+    length = embedded_length(host.form)
+    wire_offset(wired, *layout.previous, 1, length)
+    wire_copy(wired, *layout.previous, "before", WRITTEN, length)
+    for layer, head, offset in layout.distractors:
+        later = math.hypot(length, WRITTEN) if layer > layout.previous[0] else length
         wire_offset(wired, layer, head, offset, later)
     written = math.hypot(length, WRITTEN)
-    wire_match(wired, *wired.layout.induction, written, generator)
-    wire_copy(wired, *wired.layout.induction, "out", SAID, written)
+    wire_match(wired, *layout.induction, written, generator)
+    wire_copy(wired, *layout.induction, "out", SAID, written)
     return wired
 
 
