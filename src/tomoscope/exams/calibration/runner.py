@@ -4,9 +4,10 @@
     OUT/lines.jsonl         one line for each specimen and exam: what the card says, what the exam found, what it took
     OUT/calibration.json    the table, written whole when all is done
 
-A specimen is examined as a scan would: the same options, one shared state, p-values corrected over all its claims. A
-model that was examined already (the same weights, tokenizer, answers and seed, under another phantom's name) is not
-examined again. An exam that fails is a claim missed, not the end; a phantom that can't be made is counted as such.
+A specimen is examined as a scan would: the same options, one shared state, p-values corrected over all its claims. An
+exam of which the card decides no claim is not run on that specimen. A model that was examined already (the same
+weights, tokenizer, answers and seed, under another name) is not examined again. An exam that fails is a claim missed,
+not the end; a phantom that can't be made is counted as such.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Line(Record):
 
     case: str
     exam: str
-    status: Literal["done", "inapplicable", "failed"] = "done"
+    status: Literal["done", "inapplicable", "undecided", "failed"] = "done"
     error: str = ""
     specimen: str = ""
     """Hash of what makes the specimen a different one."""
@@ -226,7 +227,9 @@ def _examine(
             truth = truth_of(exam)
             expected = tuple(truth.expect(specimen.card, asked)) if truth else ()
             twin = _twin(done, case, exam.name, mark)
-            if twin is None:
+            if not expected:
+                yield Line(case=case.key, exam=exam.name, status="undecided", specimen=mark)
+            elif twin is None:
                 yield _run(case, specimen, exam, asked, shared, expected, mark)
             else:
                 yield twin.model_copy(update={"case": case.key, "same_as": twin.case, "expected": expected})
@@ -236,7 +239,7 @@ def _twin(done: Mapping[tuple[str, str], Line], case: Case, exam: str, mark: str
     """The line of another case with the same model and seed."""
     for line in done.values():
         same = line.specimen == mark and line.exam == exam and line.case.rsplit("/", 1)[1] == str(case.seed)
-        if same and not line.same_as and line.status != "failed":
+        if same and not line.same_as and line.status in ("done", "inapplicable"):
             return line
     return None
 

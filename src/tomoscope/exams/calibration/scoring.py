@@ -212,7 +212,7 @@ def _sources(plan: Plan, lines: Sequence[Line]) -> dict[str, SourceCount]:
 def _cost(lines: Sequence[Line]) -> dict[str, Cost]:
     found: dict[str, list[Line]] = {}
     for line in lines:
-        if line.exam and not line.same_as:
+        if line.exam and line.status != "undecided" and not line.same_as:
             found.setdefault(line.exam, []).append(line)
     return {
         exam: Cost(
