@@ -223,12 +223,17 @@ def rate(recipe: Recipe, step: int) -> float:
     return min(phase_of(step)[1], (step + 1) / recipe.warm_up)
 
 
+def described(recipe: Recipe) -> dict[str, str]:
+    """The recipe and the phases as a checkpoint's metadata."""
+    return {"recipe": json.dumps(asdict(recipe)), "phases": json.dumps([asdict(phase) for phase in PHASES])}
+
+
 def save_checkpoint(path: Path, recipe: Recipe, model: Any, optimizers: list, step: int, curve: list[dict]) -> None:
     """Weights, moments and the curve in one file, replaced atomically."""
     tensors = {f"model/{name}": parameter.detach().contiguous() for name, parameter in model.named_parameters()}
     for parameter_name, state in _states(model, optimizers):
         tensors |= {f"state/{key}/{parameter_name}": value.contiguous() for key, value in state.items()}
-    metadata = {"step": str(step), "recipe": json.dumps(asdict(recipe)), "curve": json.dumps(curve)}
+    metadata = {"step": str(step), "curve": json.dumps(curve)} | described(recipe)
     temporary = path.with_suffix(".tmp")
     save_file(tensors, temporary, metadata=metadata)
     os.replace(temporary, path)
@@ -247,7 +252,7 @@ def load_checkpoint(path: Path, recipe: Recipe, model: Any, optimizers: list) ->
         return 0, []
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-        if json.loads(metadata["recipe"]) != json.loads(json.dumps(asdict(recipe))):
+        if any(metadata.get(key) != text for key, text in described(recipe).items()):
             raise SystemExit(
                 f"{path} was made by another recipe: {metadata['recipe']}. Use another --out or remove it."
             )

@@ -46,7 +46,7 @@ class Pairs:
     """A task's pairs as plain rows of token ids, grouped by nothing: one forward a pair, clear rather than fast."""
 
     def __init__(self, plain, name: str, *, seed: int = 123) -> None:
-        model, tokenizer = plain
+        tokenizer = plain[1]
         corruption = {"ioi": "flip"}.get(name)
         extra = {"corruption": corruption} if corruption else {}
         self.raw = (TASKS | WORLD_TASKS)[name].make(tokenizer, N, seed=seed, **extra)
