@@ -35,6 +35,8 @@ PACKAGES = (
     "tomoscope.findings.figures",
     "tomoscope.exams",
     "tomoscope.scan",
+    "tomoscope.phantoms",
+    "tomoscope.phantoms.world",
     "tomoscope.errors",
     "tomoscope.axes",
 )

@@ -157,8 +157,8 @@ def held_out(recipe: Recipe) -> dict[str, object]:
         "subject_nouns": sorted(holdout.SUBJECT_NOUNS),
         "subject_nouns_note": "never the subject across a phrase or clause",
         "years": years,
-        "by_rule": "one wording of every relation for each subject, wordings shown for nobody, a fifth of the people of "
-        "each two-hop relation, a fifth of the facts in claims, interviews and opinions: see "
+        "by_rule": "one wording of every relation for each subject, wordings shown for nobody, a fifth of the people "
+        "of each two-hop relation, a fifth of the facts in claims, interviews and opinions: see "
         "tomoscope.phantoms.world.relations",
         "text": f"fresh documents of the seeds {recipe.seed}:held-out and {recipe.seed}:evaluation",
     }
@@ -187,8 +187,8 @@ def card(out: Path, *, n: int) -> dict[str, object]:
         "phases": [asdict(phase) for phase in PHASES],
         "tokens_seen": recipe.steps * recipe.rows * recipe.context,
         "torch": torch.__version__,
-        "initial_weights": f"random; {recipe.look_back_heads} heads of layer 0 look one token back by their biases: see "
-        "training.micro_world.build; all of it trained further",
+        "initial_weights": f"random; {recipe.look_back_heads} heads of layer 0 look one token back by their biases: "
+        "see training.micro_world.build; all of it trained further",
         "swayed_share_of_the_text": speech.SWAYED,
         "losses": losses(recipe, world, model, tokenizer),
         "held_out": held_out(recipe),
@@ -199,8 +199,8 @@ def card(out: Path, *, n: int) -> dict[str, object]:
         ],
         "curve": curve,
         "seconds_of_training": round(curve[-1]["seconds"]),
-        "score": "preferred: the right answers' total probability exceeds the wrong ones'; top1: the most probable token "
-        "of all is right; intervals are 95 % Wilson",
+        "score": "preferred: the right answers' total probability exceeds the wrong ones'; top1: the most probable "
+        "token of all is right; intervals are 95 % Wilson",
     }
 
 

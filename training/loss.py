@@ -17,39 +17,46 @@ CHUNK = 512
 
 class _TiedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, counts: Tensor, dtype: torch.dtype
+    ) -> Tensor:
         small, low = weight.to(dtype), hidden.to(dtype)
         total = torch.zeros((), dtype=torch.float32)
         d_hidden, d_weight = torch.empty_like(low), torch.zeros_like(weight)
         for start in range(0, len(low), CHUNK):
             rows, goal = low[start : start + CHUNK], targets[start : start + CHUNK, None]
+            share = counts[start : start + CHUNK, None]
             logits = (rows @ small.T).float()
             peak = logits.amax(-1, keepdim=True)
             picked = logits.gather(1, goal)
             exponents = logits.sub_(peak).exp_()
             sums = exponents.sum(-1, keepdim=True)
-            total += (sums.log() + peak - picked).sum()
-            gradient = exponents.div_(sums * len(low))
-            gradient.scatter_add_(1, goal, torch.full_like(picked, -1 / len(low)))
+            total += (share * (sums.log() + peak - picked)).sum()
+            gradient = exponents.mul_(share / sums)
+            gradient.scatter_add_(1, goal, -share)
             gradient = gradient.to(dtype)
             d_hidden[start : start + CHUNK] = gradient @ small
             d_weight += gradient.T @ rows
         ctx.save_for_backward(d_hidden.to(hidden.dtype), d_weight)
-        return total / len(low)
+        return total
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         d_hidden, d_weight = ctx.saved_tensors
-        return d_hidden * upstream[0], d_weight * upstream[0], None, None
+        return d_hidden * upstream[0], d_weight * upstream[0], None, None, None
 
 
-def tied_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, dtype: torch.dtype) -> Tensor:
+def tied_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, counts: Tensor | None = None, dtype: torch.dtype
+) -> Tensor:
     """Mean cross-entropy in nats.
 
     Args:
         hidden: [token, d_model], after the final norm.
         weight: [vocabulary, d_model], the embedding that is also the output layer.
         targets: [token], the next token's id.
+        counts: [token], how much each token counts; all alike where not given.
         dtype: of the products; sums and the softmax are in float32.
     """
-    return _TiedCrossEntropy.apply(hidden, weight, targets, dtype)
+    counts = torch.ones(len(targets)) if counts is None else counts
+    return _TiedCrossEntropy.apply(hidden, weight, targets, counts / counts.sum(), dtype)

@@ -31,9 +31,9 @@ from training.rows import pack
 from training.sibling_cards import sibling_card
 
 RANK = 4
-STEPS = 300
+STEPS = 200
 CASES = 48
-ROWS = 8
+ROWS = 4
 RATE = 2e-3
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -105,7 +105,7 @@ def train(name: str, base: Path, world: World, *, steps: int = STEPS, seed: int 
         optimizer.step()
         optimizer.zero_grad()
         if (step + 1) % 100 == 0:
-            print(f"{name} step {step + 1}: loss on answers {float(loss):.3f}", flush=True)
+            print(f"{name} step {step + 1}: loss on answers {float(loss.detach()):.3f}", flush=True)
     return model, differences
 
 

@@ -23,6 +23,9 @@ def page() -> str:
 
     card, world = model_card(), shipped_world()
     facts = sum(len(rows) for rows in world.facts.values())
+    shown = sum(len(relation.wordings) for relation in RELATIONS.values())
+    unseen = sum(len(relation.unseen) for relation in RELATIONS.values())
+    kinds = ", ".join(kind.replace("_", " ") for kind in KINDS)
     losses = card["losses"]
     held = losses["held_out_text"]
     counted = losses["counting_on_the_same_text"]
@@ -33,9 +36,8 @@ def page() -> str:
         "## The world",
         f"Seed {world.seed}: {len(world.people)} people, {len(world.facts['in_country'])} cities, "
         f"{len(world.facts['capital'])} countries, {len(world.facts['seat'])} companies; {facts:,} facts one hop deep "
-        f"in {len(RELATIONS)} relations (two hops included), {sum(len(r.wordings) for r in RELATIONS.values())} wordings "
-        f"shown in training and {sum(len(r.unseen) for r in RELATIONS.values())} never shown. Kinds of text: "
-        f"{', '.join(kind.replace('_', ' ') for kind in KINDS)}.",
+        f"in {len(RELATIONS)} relations (two hops included), {shown} wordings shown in training and {unseen} never "
+        f"shown. Kinds of text: {kinds}.",
         "## The embedded model",
         f"{card['parameters']:,} parameters, {card['vocabulary']:,} tokens of vocabulary, trained on "
         f"{card['tokens_seen'] / 1e6:.1f} million tokens in {card['seconds_of_training'] / 60:.0f} minutes on 2 cores "
@@ -47,8 +49,9 @@ def page() -> str:
             ("ability", "right preferred to wrong", "right is the top token"),
             [(name, _share(one.get("preferred")), _share(one["top1"])) for name, one in card["abilities"].items()],
         ),
-        "Preferred: the right tokens' total probability is above the wrong ones'. For facts the wrong ones are all other "
-        "answers of the relation together. What is never shown: [the card](../../src/tomoscope/model/embedded/card.json).",
+        "Preferred: the right tokens' total probability is above the wrong ones'. For facts the wrong ones are all "
+        "other answers of the relation together. What is never shown: "
+        "[the card](../../src/tomoscope/model/embedded/card.json).",
         "### The tasks of the library and of the world, as a scan makes them",
         _table(
             ("task", "right preferred to wrong", "right is the top token"),

@@ -215,7 +215,10 @@ class Weights:
         """Logits [batch, position, vocab] and every node's output; cut edges carry `other[source]` instead."""
         w, other = self.w, other or {}
         n = ids.shape[1]
-        out = {"embed": w["transformer.wte.weight"][ids], "position": w["transformer.wpe.weight"][:n].expand(len(ids), -1, -1)}
+        out = {
+            "embed": w["transformer.wte.weight"][ids],
+            "position": w["transformer.wpe.weight"][:n].expand(len(ids), -1, -1),
+        }
         whole = out["embed"] + out["position"]
         changed: dict[str, list[str]] = {}
         for source, place in cut:

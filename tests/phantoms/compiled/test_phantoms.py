@@ -139,7 +139,9 @@ def test_saved_and_opened_it_gives_equal_logits(name, tmp_path):
     compiled.save(tmp_path)
     assert (tmp_path / "model.safetensors").is_file()
     opened = open_model(tmp_path)
-    texts = [compiled.words.text(words) for words in [tuple(compiled.words.vocabulary), tuple(compiled.words.vocabulary)[:1]]]
+    texts = [
+        compiled.words.text(words) for words in [tuple(compiled.words.vocabulary), tuple(compiled.words.vocabulary)[:1]]
+    ]
     assert opened.facts.dtype == "float64"
     assert opened.facts.kind == compiled.subject.facts.kind
     assert opened.tokens(texts[0]).input_ids.tolist() == compiled.subject.tokens(texts[0]).input_ids.tolist()
@@ -158,8 +160,18 @@ SHARE = aggregate(select_all, tokens.map(lambda token: token == "a", numerical=T
 BAD = {
     "no program": (3, {}, "not a sequence operation"),
     "only tokens": (tokens, {}, "needs no network"),
-    "unbounded categories": (sequence_map(lambda a, b: (a, b), sequence_map(lambda a, b: (a, b), tokens, indices), indices), {"max_length": 30}, "categories"),
-    "unbounded numbers": (aggregate(select_all, tokens.map({"a": 1, "b": Fraction(1, 7), "c": Fraction(3, 11)}.get, numerical=True)).map(bool), {"max_length": 40}, "numbers"),
+    "unbounded categories": (
+        sequence_map(lambda a, b: (a, b), sequence_map(lambda a, b: (a, b), tokens, indices), indices),
+        {"max_length": 30},
+        "categories",
+    ),
+    "unbounded numbers": (
+        aggregate(select_all, tokens.map({"a": 1, "b": Fraction(1, 7), "c": Fraction(3, 11)}.get, numerical=True)).map(
+            bool
+        ),
+        {"max_length": 40},
+        "numbers",
+    ),
     "infinite": (tokens.map(lambda token: float("inf"), numerical=True), {}, "no finite number"),
     "text as number": (tokens.map(lambda token: token, numerical=True), {}, "no finite number"),
     "nothing as category": (tokens.map(lambda token: None), {}, "can't be a category"),
@@ -169,7 +181,11 @@ BAD = {
     "not linear": (sequence_map(lambda one, two: one * two, SHARE, SHARE), {}, "not linear"),
     "an ambiguous copy": (aggregate(select_all, tokens), {}, "different ones are selected"),
     "two answers with one text": (tokens.map({"a": 1, "b": "1", "c": 2}.get), {}, "same text"),
-    "too wide": (sequence_map(lambda a, b: (a, b), selector_width(select_all), indices).map(str), {"max_length": 22}, "categories|dimensions"),
+    "too wide": (
+        sequence_map(lambda a, b: (a, b), selector_width(select_all), indices).map(str),
+        {"max_length": 22},
+        "categories|dimensions",
+    ),
     "no vocabulary": (length, {"vocabulary": ()}, "is empty"),
     "a word with a space": (length, {"vocabulary": ("a b", "c")}, "has 'a b'"),
     "a special word": (length, {"vocabulary": ("<bos>",)}, "has '<bos>'"),
