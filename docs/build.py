@@ -34,6 +34,7 @@ PACKAGES = (
     "tomoscope.findings",
     "tomoscope.findings.figures",
     "tomoscope.exams",
+    "tomoscope.exams.calibration",
     "tomoscope.scan",
     "tomoscope.phantoms",
     "tomoscope.phantoms.world",
@@ -44,7 +45,7 @@ PACKAGES = (
 
 def pages() -> dict[str, str]:
     """Every built page: file name in docs/api/ -> Markdown."""
-    from builder import catalogue, commands, families, reference, world
+    from builder import calibration, catalogue, commands, families, reference, world
 
     built = {f"{name.removeprefix('tomoscope.')}.md": reference.package_page(name) for name in PACKAGES}
     built["command-line.md"] = commands.page()
@@ -52,6 +53,7 @@ def pages() -> dict[str, str]:
     built["tasks.md"] = catalogue.tasks_page()
     built["families.md"] = families.page()
     built["micro-world.md"] = world.page()
+    built["calibration.md"] = calibration.page()
     return {name: NOTE + text.rstrip() + "\n" for name, text in built.items()}
 
 

@@ -22,10 +22,13 @@ Source: nostalgebraist 2020, "interpreting GPT: the logit lens"; Belrose et al. 
 
 from __future__ import annotations
 
+import zlib
+from typing import Any
+
 import torch
 import transformers
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from tomoscope.model import open_model
 from tomoscope.phantoms.phantom import Card, Known, Phantom, Specimen
@@ -48,7 +51,7 @@ class Empty:
     """
 
     def __init__(self, seed: int, name: str) -> None:
-        self.generator = torch.Generator().manual_seed(hash_seed(name, seed))
+        self.generator = torch.Generator().manual_seed(zlib.crc32(f"{name} {seed}".encode()))
         config = transformers.GPT2Config(
             n_embd=D_MODEL, n_layer=LAYERS, n_head=4, n_positions=64, n_inner=D_MLP, vocab_size=VOCAB,
             tie_word_embeddings=False, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=1, eos_token_id=0,
@@ -94,16 +97,9 @@ class Empty:
         mlp.c_fc.weight[:, : 2 * PLACE] = torch.cat([source, -source], dim=1)
         mlp.c_proj.weight[: 2 * PLACE] = size * torch.cat([turn @ to.T, -turn @ to.T])
 
-    def block(self, layer: int) -> nn.Module:
+    def block(self, layer: int) -> Any:
         """A block's MLP."""
         return self.model.transformer.h[layer].mlp
-
-
-def hash_seed(name: str, seed: int) -> int:
-    """A seed of the name and the number."""
-    import zlib
-
-    return zlib.crc32(f"{name} {seed}".encode())
 
 
 def _told(empty: Empty) -> None:

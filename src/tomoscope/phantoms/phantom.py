@@ -9,11 +9,16 @@ Kinds of `Known` and their values (JSON):
 
 - ability: {"task"}, a name of `tomoscope.data.TASKS`
 - head_role: {"role", "heads": [[layer, head], ...]}
-- site: {"task", "sites"}, parts which carry a behaviour
+- site: {"task", "sites"}, parts which carry a behaviour, perhaps "at" which label of a position; denied beside others
+  for "layer.*.mlp.out", no MLP does; denied alone, no part does
 - needed: {"task", "sites"}, parts each of which the behaviour is gone without (zeroed; a patch need not show them)
 - circuit: {"nodes", "edges": [[source, destination], ...]}; nodes "embed", "position", "a0.h1", "m0", "logits"; may
   say which edges are "constant" (the same for every prompt), "idle" or "faint" (some methods can't see them), and which
   "differs" under a task's corruptions
+- formed: {"after"}, the block that says the next token where the output reads it, before the last block; denied: only
+  the last block does
+- rotated: {"from", "to"}, blocks between which the next token stands where the output does not read it, until a linear
+  map moves it there; denied: it stands where the output reads it from the start
 - direction: {"concept", "site"}; the vector in `Specimen.data["directions"][concept]`, [d_model]; may say "at" which
   position, "from_layer", the best probe's "accuracy", and whether it is "used" by the output
 - features: {"site", "n"}; the dictionary in `Specimen.data["dictionary"]`, [feature, d_model]

@@ -11,6 +11,8 @@ from tomoscope.phantoms.phantom import Phantom
 MODULES: tuple[str, ...] = (
     "tomoscope.phantoms.planted",
     "tomoscope.phantoms.compiled",
+    "tomoscope.phantoms.depth",
+    "tomoscope.phantoms.routed",
     "tomoscope.phantoms.trained",
 )
 

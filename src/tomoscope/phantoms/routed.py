@@ -195,7 +195,7 @@ def _right(model: nn.Module, ids: Tensor, mask: Tensor) -> float:
 def routed(seed: int) -> Specimen:
     """A model that does two tasks by a known route."""
     route = draw_route(seed)
-    said = f"{'Capitals and pronouns'} by head {route.layer}.{route.head}"
+    said = f"Capitals and pronouns by head {route.layer}.{route.head}"
     said += {"alone": " alone", "before": f", after MLP {route.mlp}", "after": f", then MLP {route.mlp}"}[route.way]
     known = tuple(Known("ability", {"task": task}, holds=False) for task in TASKS if task not in TAUGHT)
     known += tuple(one for task in TAUGHT for one in route.known(task))

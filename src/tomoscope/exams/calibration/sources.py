@@ -26,6 +26,8 @@ from tomoscope.data import TASKS, Pair, PairSet, TaskSpec
 from tomoscope.errors import DataError, nearest
 from tomoscope.findings.control import stable_seed
 from tomoscope.phantoms import PHANTOMS, Card, Known, Phantom, Specimen
+from tomoscope.phantoms.world.tasks import TASKS as WORLD_TASKS
+from tomoscope.phantoms.world.tasks import speaks_of_the_world
 
 Side = Literal["planted", "null"]
 Make = Callable[[int], Specimen]
@@ -163,7 +165,7 @@ def tasks_as(tasks: Mapping[str, Any]) -> Generator[list[str]]:
     former = dict(TASKS)
     TASKS.update(own)
     try:
-        yield [name for name in own if name not in former]
+        yield [name for name in own if name not in former and name not in WORLD_TASKS]
     finally:
         TASKS.clear()
         TASKS.update(former)
@@ -186,8 +188,13 @@ def shuffled(spec: TaskSpec, seed: int) -> TaskSpec:
     return dataclasses.replace(spec, make=make)
 
 
-def _cannot() -> tuple[Known, ...]:
-    return tuple(Known("ability", {"task": name}, holds=False) for name in TASKS)
+def _all_tasks(tokenizer: Any) -> dict[str, TaskSpec]:
+    """The tasks that a model with this tokenizer is asked."""
+    return TASKS | (WORLD_TASKS if speaks_of_the_world(tokenizer) else {})
+
+
+def _cannot(tokenizer: Any) -> tuple[Known, ...]:
+    return tuple(Known("ability", {"task": name}, holds=False) for name in _all_tasks(tokenizer))
 
 
 def untrained(seed: int) -> Specimen:
@@ -201,7 +208,7 @@ def untrained(seed: int) -> Specimen:
         torch.manual_seed(stable_seed("untrained", seed))
         model = type(base.model)(base.config).to(base.device).eval()
     roles = (Known("head_role", {"role": role, "heads": []}, holds=False) for role in ROLES)
-    card = Card("untrained", seed, "Fresh weights: no task, no role of any head.", (*_cannot(), *roles))
+    card = Card("untrained", seed, "Fresh weights: no task, no role of any head.", (*_cannot(base.tokenizer), *roles))
     return Specimen(open_model(model, tokenizer=base.tokenizer), card)
 
 
@@ -209,9 +216,10 @@ def shuffled_answers(seed: int) -> Specimen:
     """The embedded model, and the field's tasks with other prompts' answers."""
     from tomoscope.model import EMBEDDED, open_model
 
-    card = Card("shuffled_answers", seed, "A trained model; each prompt has another prompt's answers.", _cannot())
-    tasks = {name: shuffled(spec, seed) for name, spec in TASKS.items()}
-    return Specimen(open_model(EMBEDDED), card, {OWN_TASKS: tasks, ANSWERS: f"shuffled {seed}"})
+    subject, said = open_model(EMBEDDED), "A trained model; each prompt has another prompt's answers."
+    card = Card("shuffled_answers", seed, said, _cannot(subject.tokenizer))
+    tasks = {name: shuffled(spec, seed) for name, spec in _all_tasks(subject.tokenizer).items()}
+    return Specimen(subject, card, {OWN_TASKS: tasks, ANSWERS: f"shuffled {seed}"})
 
 
 NULLS = (

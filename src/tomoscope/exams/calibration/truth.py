@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tomoscope.findings.record import Record
+from tomoscope.phantoms.world.tasks import TASKS as WORLD_TASKS
 
 if TYPE_CHECKING:
     from tomoscope.exams.exam import Exam
@@ -167,7 +168,7 @@ def _whole_parts(sites: Iterable[str]) -> Iterator[str]:
 
 
 def _abilities(card: Card, options: Any) -> Iterator[Expected]:
-    for task in options.tasks:
+    for task in dict.fromkeys((*options.tasks, *(WORLD_TASKS if options.world else ()))):
         does = _ability(card, task)
         if does is not None:
             yield Expected(key=task, holds=does)
@@ -193,6 +194,8 @@ DECIDES = {
     "ioi": ("IO", "S1", "S2"), "induction": ("earlier", "copied"), "agreement": ("subject",),
     "gendered_pronoun": ("name",), "facts": ("subject",), "colours": ("thing", "colour", "query"),
     "greater_than": ("year", "century"), "docstring": ("C_def", "B_def", "A_def", "A_doc", "B_doc"),
+    "world_facts": ("subject",), "world_two_hop": ("subject",), "world_claims": ("subject", "stated"),
+    "world_speakers": ("subject", "speaker"), "world_opinions": ("subject",),
 }  # fmt: skip
 """Task -> the labelled parts that its answer follows from, by the task's own definition."""
 

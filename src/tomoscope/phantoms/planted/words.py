@@ -29,7 +29,7 @@ def task_texts() -> list[str]:
     texts += [f"in {year:02d}" for year in range(100)] + [f"{year:02d}" for year in range(100)]
     texts += ["Words:\n:param self def"]
     texts += [*ioi.TEMPLATES, *gendered_pronoun.TEMPLATES, *greater_than.TEMPLATES]
-    texts += [text for some in (*agreement.TEMPLATES.values(), *facts.TEMPLATES.values()) for text in some]
+    texts += [text for some in (*agreement.TEMPLATES.values(), facts.CAPITAL.templates) for text in some]
     return texts + [text for pair in colours.TEMPLATES for text in pair]
 
 
