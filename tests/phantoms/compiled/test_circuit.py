@@ -22,7 +22,11 @@ def batches(compiled, n):
     """Token ids [input, position] with BOS, of every length; at most n of each."""
     words, generator = compiled.words, torch.Generator().manual_seed(0)
     for length in range(1, compiled.shape.max_length + 1):
-        rows = [[0, *(words.vocabulary[v] for v in row)] for row in all_inputs(tuple(words.vocabulary), length) if len(row) == length]
+        rows = [
+            [0, *(words.vocabulary[v] for v in row)]
+            for row in all_inputs(tuple(words.vocabulary), length)
+            if len(row) == length
+        ]
         ids = torch.tensor(rows)
         yield ids[torch.randperm(len(ids), generator=generator)[:n]]
 
@@ -50,6 +54,7 @@ def replacements(weights, ids):
     out = weights.forward(ids)[1]
     zero = {node: torch.zeros_like(value) for node, value in out.items()}
     zero["embed"] = zero["embed"] + weights.constant
+    zero["position"] = zero["position"] + weights.hum
     yield zero
     generator = torch.Generator().manual_seed(1)
     for _ in range(2):

@@ -28,7 +28,11 @@ def reverse_in_two_steps():
     return aggregate(select(indices, opposite.map(lambda value: value - 1), lambda key, query: key == query), tokens)
 
 
-PROGRAMS = {"reverse": reverse_in_two_steps, "hist": programs.histogram, "frac_prevs": lambda: programs.fraction_so_far("x")}
+PROGRAMS = {
+    "reverse": reverse_in_two_steps,
+    "hist": programs.histogram,
+    "frac_prevs": lambda: programs.fraction_so_far("x"),
+}
 LEFT_OUT = {
     # Theirs writes these edges, and nothing comes of them. Our biases are biases, not a direction "one" that is read;
     # "every token" is a head whose scores are all equal, which compares no tokens; and what an MLP writes at BOS is

@@ -42,7 +42,9 @@ def agree(case: Case, compiled: Compiled) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("options", [{}, {"extra_heads": 2, "extra_neurons": 5, "basis": "rotated", "seed": 1}], ids=["plain", "rotated"])
+@pytest.mark.parametrize(
+    "options", [{}, {"extra_heads": 2, "extra_neurons": 5, "basis": "rotated", "seed": 1}], ids=["plain", "rotated"]
+)
 def test_every_input(name, options):
     agree(CASES[name], CASES[name].compile(**options))
 
@@ -67,7 +69,8 @@ SELECTORS = {
     "not": ~select(tokens, tokens, operator.eq),
     "not_and": ~(select(tokens, tokens, operator.eq) & select(indices, indices, operator.lt)),
     "same_operands": select(tokens, tokens, operator.lt) | select(tokens, tokens, operator.eq),
-    "three": (select(tokens, tokens, operator.lt) | select(indices, indices, operator.eq)) & ~select(tokens, indices, lambda k, q: (k == "b") == (q % 2)),
+    "three": (select(tokens, tokens, operator.lt) | select(indices, indices, operator.eq))
+    & ~select(tokens, indices, lambda k, q: (k == "b") == (q % 2)),
     "constant_key": select(constant(1), indices, operator.eq),
     "constant_query": select(tokens, constant("b"), operator.le) | select(constant(0), indices, operator.eq),
     "all": select_all,
@@ -128,7 +131,9 @@ def test_no_value_stays_none_and_is_selected_by_nothing():
     }
     inputs = list(all_inputs(tuple("ab"), 5))
     for program, right in programs.items():
-        for words, got in zip(inputs, compile_program(program, vocabulary="ab", max_length=5).answers(inputs), strict=True):
+        for words, got in zip(
+            inputs, compile_program(program, vocabulary="ab", max_length=5).answers(inputs), strict=True
+        ):
             assert got == (pytest.approx(right(words), abs=EXACT) if program.numerical else right(words))
 
 
@@ -163,7 +168,9 @@ def test_the_seed_moves_parts_and_keeps_answers():
     assert one.circuit.places != two.circuit.places
     assert one.answers(["( ( ) )"]) == two.answers(["( ( ) )"]) == [["no", "no", "no", "yes"]]
     same = CASES["balanced"].compile(seed=1, extra_heads=3)
-    assert all((a == b).all() for a, b in zip(two.model.state_dict().values(), same.model.state_dict().values(), strict=True))
+    assert all(
+        (a == b).all() for a, b in zip(two.model.state_dict().values(), same.model.state_dict().values(), strict=True)
+    )
 
 
 def test_length_counts():

@@ -45,8 +45,12 @@ class Circuit:
 
     def to_json(self) -> dict[str, Any]:
         """The value of a card's "circuit"."""
-        return {"nodes": list(self.nodes), "edges": [list(edge) for edge in self.edges],
-                "idle": [list(edge) for edge in self.idle], "constant": [list(edge) for edge in self.constant]}
+        return {
+            "nodes": list(self.nodes),
+            "edges": [list(edge) for edge in self.edges],
+            "idle": [list(edge) for edge in self.idle],
+            "constant": [list(edge) for edge in self.constant],
+        }
 
 
 def node_of(place: str) -> str:

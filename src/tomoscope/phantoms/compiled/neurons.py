@@ -28,9 +28,7 @@ Gate = Variable | None
 """BOS where the neurons must be silent there, else None."""
 
 
-def table(
-    sop: SOp, source: Variable, function: Callable[[Any], Any], writes: Variable, time: int
-) -> Neurons:
+def table(sop: SOp, source: Variable, function: Callable[[Any], Any], writes: Variable, time: int) -> Neurons:
     """Neurons that look a category up: one for each different answer."""
     groups: dict[Any, np.ndarray] = {}
     for value in source.values or ():
@@ -73,7 +71,10 @@ def steps(
             continue
         slope, middle = 2.0 / float(high - low), float(low + high) / 2.0
         change = hot(writes, after) - hot(writes, before)
-        columns += [({source: np.array([slope])}, 0.5 - slope * middle), ({source: np.array([slope])}, -0.5 - slope * middle)]
+        columns += [
+            ({source: np.array([slope])}, 0.5 - slope * middle),
+            ({source: np.array([slope])}, -0.5 - slope * middle),
+        ]
         outs += [change, -change]
     return _gated(sop, columns, outs, hot(writes, ladder[0][1]), writes, time, gate)
 
@@ -93,20 +94,14 @@ def weighted_sum(
     shift = abs(a) * first.bound + abs(b) * second.bound + 1.0
     vectors = {first: np.array([a])}
     vectors[second] = vectors.get(second, np.zeros(1)) + np.array([b])
-    return _gated(
-        sop, [(vectors, shift)], [np.ones(1)], np.array([c - shift]), writes, time, gate if c else None
-    )
+    return _gated(sop, [(vectors, shift)], [np.ones(1)], np.array([c - shift]), writes, time, gate if c else None)
 
 
-def _gated(
-    sop: SOp, columns: list, outs: list, base: np.ndarray, writes: Variable, time: int, gate: Gate
-) -> Neurons:
+def _gated(sop: SOp, columns: list, outs: list, base: np.ndarray, writes: Variable, time: int, gate: Gate) -> Neurons:
     if gate is None:
         return _neurons(sop, columns, outs, base, writes, time)
     # enough to switch any neuron off, whatever stands in the variables at BOS
-    shut = [
-        ({**parts, gate: -np.array([_most(parts) + abs(bias) + 1.0])}, bias) for parts, bias in columns
-    ]
+    shut = [({**parts, gate: -np.array([_most(parts) + abs(bias) + 1.0])}, bias) for parts, bias in columns]
     if base.any():
         shut.append(({gate: np.array([-1.0])}, 1.0))
         outs = [*outs, base]
@@ -117,9 +112,7 @@ def _most(parts: dict[Variable, np.ndarray]) -> float:
     return sum(float(np.abs(vector).sum()) * variable.bound for variable, vector in parts.items())
 
 
-def _neurons(
-    sop: SOp, columns: list, outs: list, base: np.ndarray, writes: Variable, time: int
-) -> Neurons:
+def _neurons(sop: SOp, columns: list, outs: list, base: np.ndarray, writes: Variable, time: int) -> Neurons:
     inner = reading(columns) if columns else Reading({}, np.zeros(0))
     out = np.stack(outs) if outs else np.zeros((0, writes.size))
     return Neurons(sop, inner, out, base, writes, time)
