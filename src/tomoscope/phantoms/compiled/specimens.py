@@ -159,7 +159,7 @@ RECIPES = (
            lambda random: "".join(random.sample(["()", "[]", "{}", "<>"], 2)), 5, causal=True),
     Recipe("compiled_previous_token", "Previous token, compiled", lambda _: programs.previous_token(), _letters(4), 5,
            causal=True, roles=(("previous_token", "previous_token"),)),
-    Recipe("compiled_induction", "Induction, compiled", lambda _: programs.induction(), _letters(3), 7, causal=True,
+    Recipe("compiled_induction", "Induction, compiled", lambda _: programs.induction(), _letters(3), 6, causal=True,
            roles=(("previous_token", "previous_token"), ("induction", "induction"))),
 )  # fmt: skip
 

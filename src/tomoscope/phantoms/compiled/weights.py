@@ -26,9 +26,10 @@ from tomoscope.phantoms.compiled.tokenizer import BOS, PAD, VALUE, Words
 BETA = 100.0
 LOGIT = 10.0
 MIN_POSITIONS = 8
-HUM = 2
-"""The first spare directions: every attention writes a 1 in the first and every MLP in the second, by its bias. Nobody
-reads it; opening a model finds what adds to the stream by looking, and can't see a part that adds nothing."""
+HUM = 3
+"""The first spare directions, in which all positions, attentions (by their bias) and MLPs (by theirs) write the same at
+every position. Nobody reads it; opening a model finds what adds to the stream by looking, and can't see a part that adds
+nothing."""
 _JUNK = 4
 """Further spare directions, which distractors write and nobody reads."""
 
@@ -118,7 +119,7 @@ def make_model(
     _embed(weights, network, stream, words, shape)
     heads: dict[tuple[int, int], Head] = {place: head for head, place in placed.items()}
     for layer in range(config.n_layer):
-        for part, direction in zip(("attn", "mlp"), stream.spare[:HUM], strict=True):
+        for part, direction in zip(("attn", "mlp"), stream.spare[1:HUM], strict=True):
             weights[f"transformer.h.{layer}.{part}.c_proj.bias"] += stream.basis.write[direction]
         for index in range(config.n_head):
             _Attention(weights, layer, index, config, stream).write(
@@ -158,6 +159,7 @@ def _embed(weights: dict, network: Network, stream: Stream, words: Words, shape:
     tokens[words.texts.index(BOS)] += stream.write(network.bos)[0]
     for row, index in enumerate(words.vocabulary.values()):
         tokens[index] += stream.write(network.variables[Tokens()])[row]
+    positions += stream.basis.hum
     positions[1 : shape.max_length + 1] += stream.write(network.variables[Indices()])
 
 
