@@ -14,6 +14,7 @@ from tomoscope.errors import DataError, PromptError
 from tomoscope.model import open_model
 from tomoscope.phantoms import PHANTOMS, Card
 from tomoscope.phantoms.compiled import (
+    Selector,
     aggregate,
     compile_program,
     constant,
@@ -49,6 +50,7 @@ def test_a_phantom_does_its_task_and_its_null_does_not(name, seed):
     assert subject.facts.parity == 0.0
     assert subject.facts.kind == ("decoder" if subject.config.is_causal else "encoder")
     assert len(pairs) >= 8
+    assert len({len(pair.clean.text.split()) for pair in pairs}) == 1
     clean, corrupted = differences(specimen, pairs.clean), differences(specimen, pairs.corrupted)
     if specimen.words.answers:
         assert float(clean.min()) > 9.99
@@ -157,11 +159,19 @@ def test_pairs_need_an_answer_that_changes():
 
 
 SHARE = aggregate(select_all, tokens.map(lambda token: token == "a", numerical=True))
-WIDE = tokens.map(lambda token: token)
-for _ in range(5):
-    WIDE = sequence_map(lambda one, index: (index, str(one)[:3]), WIDE, indices).map(
-        lambda pair: f"{pair[1][0]}{pair[0]}"
+WIDE = selector_width(
+    Selector(
+        tuple(
+            term
+            for step in range(6)
+            for term in select(
+                sequence_map(lambda token, index, step=step: (token, index, step), tokens, indices),
+                indices,
+                operator.eq,
+            ).terms
+        )
     )
+)
 BAD = {
     "no program": (3, {}, "not a sequence operation"),
     "only tokens": (tokens, {}, "needs no network"),

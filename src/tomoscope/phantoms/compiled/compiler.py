@@ -1,7 +1,7 @@
 """compile_program: from a program to a model whose circuit is known, checked before it is handed over.
 
-Steps: sets of values, a run of the program on inputs (all of them where there are few), lowering, layout, weights, a run
-of the model on inputs against the program's own meaning.
+Steps: sets of values, a run of the program on inputs (all of them where there are few), lowering, layout, weights, a
+run of the model on inputs against the program's own meaning.
 """
 
 from __future__ import annotations
@@ -226,8 +226,8 @@ def _check_sizes(program: SOp, domains: Domains) -> None:
         largest = sorted(sizes, key=lambda sop: -sizes[sop])[:3]
         listed = ", ".join(f"{sop.name or type(sop).__name__} ({sizes[sop]})" for sop in largest)
         raise DataError(
-            f"The program's values need {sum(sizes.values())} dimensions of the stream, and {MAX_WIDTH} is the most; the "
-            f"largest are {listed}.",
+            f"The program's values need {sum(sizes.values())} dimensions of the stream, and {MAX_WIDTH} is the most; "
+            f"the largest are {listed}.",
             remedy="Give a smaller vocabulary or max_length, or map to fewer categories.",
         )
 

@@ -35,8 +35,8 @@ _LARGE = {"float64": 2.0**20, "float32": 2.0**12}
 class Basis:
     """Directions of the stream.
 
-    `write`: what 1 in a direction adds to the stream; `read`: what gives it back. `constant`: what every token's embedding
-    has, +C and -C; `hum`: what every position's has, in a direction that nobody reads; `gain`: LayerNorm's weight.
+    `write`: what 1 in a direction adds to the stream; `read`: what gives it back. `constant`: what every token's
+    embedding has, +C and -C; `hum`: what every position's has, which nobody reads; `gain`: LayerNorm's weight.
     """
 
     write: Float[np.ndarray, "direction d_model"]

@@ -9,7 +9,7 @@ come out as logits of LOGIT and 0; a number as its own value.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -28,8 +28,8 @@ LOGIT = 10.0
 MIN_POSITIONS = 8
 HUM = 3
 """The first spare directions, in which all positions, attentions (by their bias) and MLPs (by theirs) write the same at
-every position. Nobody reads it; opening a model finds what adds to the stream by looking, and can't see a part that adds
-nothing."""
+every position. Nobody reads it; opening a model finds what adds to the stream by looking, and can't see a part that
+adds nothing."""
 _JUNK = 4
 """Further spare directions, which distractors write and nobody reads."""
 
@@ -73,14 +73,16 @@ def make_config(network: Network, words: Words, shape: Shape, *, n_heads: int, d
     for neurons in network.neurons:
         by_layer[neurons.time // 2] += len(neurons.out)
     ids = {text: i for i, text in enumerate(words.texts)}
-    return GPT2Config(
+    config = GPT2Config(
         vocab_size=len(words.texts), n_positions=max(shape.max_length + 1, MIN_POSITIONS), n_embd=d_model,
         n_layer=network.n_layers, n_head=n_heads, n_inner=max(1, max(by_layer) + shape.extra_neurons),
         activation_function="relu", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, layer_norm_epsilon=1e-5,
         bos_token_id=ids[BOS], eos_token_id=None, pad_token_id=ids[PAD], tie_word_embeddings=False,
-        # a position reads those after it: earlier ones can't be cached
-        is_causal=shape.causal, use_cache=shape.causal, dtype=shape.dtype,
+        use_cache=shape.causal,  # a position that reads those after it can't be cached
+        dtype=shape.dtype,
     )  # fmt: skip
+    config.is_causal = shape.causal
+    return config
 
 
 def make_stream(
@@ -132,7 +134,7 @@ def make_model(
 
 
 @contextmanager
-def without_bos(model: Any, place: str, stream: Stream, network: Network) -> Iterator[None]:
+def without_bos(model: Any, place: str, stream: Stream, network: Network) -> Generator[None]:
     """While it lasts, a destination ("a0.h1<k>", "m2") does not read BOS."""
     layer, _, rest = place[1:].partition(".h")
     block = model.transformer.h[int(layer)]
