@@ -306,7 +306,7 @@ def train(recipe: Recipe, out: Path, *, checkpoint_every: int = 250, log_every: 
     optimizers = optimizers_of(recipe, model)
     full = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     done, curve = load_checkpoint(out / "checkpoint.safetensors", recipe, model, optimizers)
-    (stop,) = tokenizer(".").input_ids
+    (stop,) = tokenizer(".", add_special_tokens=False).input_ids
     size = sum(p.numel() for p in model.parameters())
     print(f"{size:,} parameters, {len(tokenizer)} tokens, step {done} of {recipe.steps}", flush=True)
     began, before = time.perf_counter(), curve[-1]["seconds"] if curve else 0.0
