@@ -17,7 +17,7 @@ def page() -> str:
     out = [
         "# Calibration",
         "How often each exam is right on models whose answer is known. How to read it, and how to make it: "
-        "[calibration](../calibration.md). Numbers are shares with 95 % intervals over specimens; “not measured” says why.",
+        "[calibration](../calibration.md). Numbers are shares with 95 % intervals over specimens.",
     ]
     if not table.rows:
         return "\n\n".join([*out, "No calibration ships with this version: every exam is uncalibrated."])

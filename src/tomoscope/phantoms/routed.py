@@ -12,6 +12,8 @@ So which parts carry the answer, what writes it into the logits, and in which bl
 by construction, of a model that was trained and is as untidy as training makes it. The null has the same wiring and was
 trained on the same prompts with answers drawn at random: all the machinery, and no task.
 
+The head begins with a look at the subjects, which training then bends; nothing else is set by hand.
+
 How it can mislead: a trained model spreads such work over many parts, which back each other up. One head with nobody
 beside it is easier to find, and harder to miss, than any head of a large model.
 """
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from functools import cache
 from random import Random
 from typing import Literal
 
@@ -37,11 +40,13 @@ Way = Literal["alone", "before", "after"]
 
 TAUGHT = {"facts": "subject", "gendered_pronoun": "name"}
 """Task -> the label of what its answer follows from."""
-TEXTS = {"facts": 120, "gendered_pronoun": 600}
+TEXTS = {"facts": 120, "gendered_pronoun": 700}
 WAYS: tuple[Way, ...] = ("alone", "before", "after")
 LAYERS, HEADS, HEAD_DIM, D_MLP = 4, 4, 32, 128
+MARK, LOOK = 0.5, 1.2
+"""Size of the marks in the embedding, where other entries are of size `EMBEDDED`; of what the head makes of them."""
 SPACES = {"told": slice(0, 64), "between": slice(64, 96), "said": slice(96, 128)}
-D_MODEL, STEPS, ROWS, RATE = 128, 240, 64, 4e-3
+D_MODEL, STEPS, ROWS, RATE, EMBEDDED = 128, 120, 64, 0.01, 0.1
 RIGHT = 0.97
 """Share of the taught prompts that must be answered rightly, or it is taught once more from other weights."""
 TRIES = 3
@@ -123,16 +128,41 @@ def wired(route: Route, vocab: int, generator: torch.Generator) -> tuple[nn.Modu
                 masks[name] = torch.zeros_like(parameter)
                 masks[name][free[name]] = 1.0
                 drawn = torch.randn(parameter.shape, generator=generator)
-                size = 1.0 if "embed" in name else (int(masks[name][0].count_nonzero()) or HEAD_DIM) ** -0.5
+                size = EMBEDDED if "embed" in name else (int(masks[name][0].count_nonzero()) or HEAD_DIM) ** -0.5
                 parameter.copy_(size * drawn * masks[name])
             elif "norm" not in name:
                 parameter.zero_()
             parameter.requires_grad_(name in free)
+        _point(model, route)
     return model, masks
 
 
+def _point(model: nn.Module, route: Route) -> None:
+    """Begin with a head that looks at subjects: finding where to look takes training much longer than what to say.
+
+    One dimension of the embedding marks subjects, one is constant, and they meet in the slowest rotary pair.
+    """
+    weights, row = dict(model.named_parameters()), route.head * HEAD_DIM + HEAD_DIM // 2 - 1
+    embedding, attention = weights["model.embed_tokens.weight"], f"model.layers.{route.layer}.self_attn"
+    embedding[:, 0], embedding[:, 1] = 0.0, MARK
+    embedding[sorted(_subjects()), 0] = MARK
+    weights[f"{attention}.q_proj.weight"][row, 1] = LOOK
+    weights[f"{attention}.k_proj.weight"][row, 0] = LOOK
+
+
+@cache
+def _subjects() -> frozenset[int]:
+    """The tokens that the answers follow from."""
+    tokenizer, found = task_tokenizer(), set()
+    for task, label in TAUGHT.items():
+        made = TASKS[task].make(tokenizer, TEXTS[task], seed=1).encode(tokenizer)
+        for ids, spans in zip(made.clean_ids, made.spans, strict=True):
+            found |= set(ids[slice(*spans[label])])
+    return frozenset(found)
+
+
 def taught(route: Route, seed: int, *, shuffled: bool = False) -> nn.Module:
-    """Train the wiring on the tasks' prompts, only the answers counting; a quarter of a minute on one core.
+    """Train the wiring on the tasks' prompts, only the answers counting; some seconds on one core.
 
     Raises DataError where it can't be taught.
     """
@@ -160,7 +190,7 @@ def _texts(seed: int, shuffled: bool) -> tuple[Tensor, Tensor]:
         if shuffled:
             answers = [choose.choice(answers) for _ in answers]
         told = [pair.clean.text + answer for pair, answer in zip(made, answers, strict=True)]
-        texts += told * (4 if task == "facts" else 1)
+        texts += told * (2 if task == "facts" else 1)
     rows = tokenizer(texts, padding=True, return_tensors="pt")
     return rows["input_ids"], rows["attention_mask"]
 
