@@ -158,7 +158,7 @@ RECIPES = (
            lambda random: random.choice(["()", "[]", "{}", "<>"]), 8, causal=True),
     Recipe("compiled_shuffle_dyck", "Two kinds of balanced brackets, compiled",
            lambda four: programs.balanced(four[:2], four[2:]),
-           lambda random: "".join(random.sample(["()", "[]", "{}", "<>"], 2)), 5, causal=True),
+           lambda random: "".join(random.sample(["()", "[]", "{}", "<>"], 2)), 4, causal=True),
     Recipe("compiled_previous_token", "Previous token, compiled", lambda _: programs.previous_token(), _letters(4), 5,
            causal=True, roles=(("previous_token", "previous_token"),)),
     Recipe("compiled_induction", "Induction, compiled", lambda _: programs.induction(), _letters(3), 6, causal=True,
