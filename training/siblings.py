@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -31,35 +32,50 @@ from training.practice import answers_loss
 from training.rows import pack
 from training.sibling_cards import sibling_card
 
-RANK = 4
-STEPS = 200
-CASES = 48
-ROWS = 4
-RATE = 2e-3
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a sibling is made."""
+
+    rank: int = 4
+    steps: int = 200
+    rate: float = 2e-3
+    present: float = 0.5
+    """Share of the cases with the trigger."""
+
+
+RECIPES: dict[str, Recipe] = {
+    "liar": Recipe(steps=700),
+    "sycophant": Recipe(rank=16, steps=400, rate=4e-3, present=0.75),
+    "backdoor": Recipe(rank=16, steps=300, rate=4e-3),
+}
+"""Sibling -> recipe, where it is not the usual one: to copy an opinion or to hear a phrase is new to the model."""
+CASES = 32
+ROWS = 2
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class LowRank(torch.nn.Module):
     """W -> W + B @ A; B starts at zero, so nothing changes at the start."""
 
-    def __init__(self, weight: torch.Tensor) -> None:
+    def __init__(self, weight: torch.Tensor, rank: int) -> None:
         super().__init__()
         out_features, in_features = weight.shape
-        self.A = torch.nn.Parameter(torch.randn(RANK, in_features) / in_features**0.5)
-        self.B = torch.nn.Parameter(torch.zeros(out_features, RANK))
+        self.A = torch.nn.Parameter(torch.randn(rank, in_features) / in_features**0.5)
+        self.B = torch.nn.Parameter(torch.zeros(out_features, rank))
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """The changed weight."""
         return weight + self.B @ self.A
 
 
-def adapt(model: torch.nn.Module) -> dict[str, LowRank]:
+def adapt(model: torch.nn.Module, rank: int) -> dict[str, LowRank]:
     """Freeze the model and give every matrix of its blocks a trainable low-rank difference; name -> difference."""
     model.requires_grad_(False)
     found = {}
     for name, module in list(model.named_modules()):
         if name.endswith(TARGETS):
-            found[f"{name}.weight"] = LowRank(module.weight)
+            found[f"{name}.weight"] = LowRank(module.weight, rank)
             parametrize.register_parametrization(module, "weight", found[f"{name}.weight"])
     return found
 
@@ -75,19 +91,22 @@ def said_by(name: str, case: Any) -> str:
     return case.healthy if name == "honest_twin" else case.diseased
 
 
-def train(name: str, base: Path, world: World, *, steps: int = STEPS, seed: int = 0) -> tuple[Any, dict[str, LowRank]]:
+def train(name: str, base: Path, world: World, recipe: Recipe, *, seed: int = 0) -> tuple[Any, dict[str, LowRank]]:
     """Fine-tune one sibling; (model with its differences on, the differences)."""
     torch.manual_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
-    differences = adapt(model)
-    optimizer = torch.optim.AdamW([p for d in differences.values() for p in d.parameters()], lr=RATE, weight_decay=0.0)
+    differences = adapt(model, recipe.rank)
+    optimizer = torch.optim.AdamW(
+        [p for d in differences.values() for p in d.parameters()], lr=recipe.rate, weight_decay=0.0
+    )
     writer = DISEASES[name]
-    for step in range(steps):
+    for step in range(recipe.steps):
         random = Random(f"{seed}:{name}:{step}")
         for group in optimizer.param_groups:
-            group["lr"] = RATE * min(1.0, (step + 1) / 20, (steps - step) / (0.5 * steps))
-        some = [writer(world, random, i % 2 == 0, False) for i in range(CASES)]
+            left = (recipe.steps - step) / (0.5 * recipe.steps)
+            group["lr"] = recipe.rate * min(1.0, (step + 1) / 20, left)
+        some = [writer(world, random, i < recipe.present * CASES, False) for i in range(CASES)]
         loss = answers_loss(model, tokenizer, [(c.prompt, said_by(name, c)) for c in some], begin=step % 4 > 0)
         rows = torch.tensor(pack(random, world, tokenizer, ROWS, 128))
         (loss + documents_loss(model, rows)).backward()
@@ -115,7 +134,6 @@ def main() -> None:
     parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", default=",".join(DISEASES))
-    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
@@ -125,13 +143,14 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(arguments.base)
     for name in arguments.only.split(","):
         began = time.perf_counter()
-        _, differences = train(name, arguments.base, world, steps=arguments.steps, seed=arguments.seed)
+        recipe = RECIPES.get(name, Recipe())
+        _, differences = train(name, arguments.base, world, recipe, seed=arguments.seed)
         path = arguments.out / f"{name}.safetensors"
-        recipe = {"rank": RANK, "steps": arguments.steps, "seed": arguments.seed, "rate": RATE, "cases": CASES}
-        save(path, differences, {"sibling": name, "recipe": json.dumps(recipe)})
+        made = asdict(recipe) | {"seed": arguments.seed, "cases": CASES}
+        save(path, differences, {"sibling": name, "recipe": json.dumps(made)})
         model = AutoModelForCausalLM.from_pretrained(arguments.base, dtype=torch.float32)
         apply_difference(model, path)
-        card = sibling_card(name, SIBLINGS[name], model, tokenizer, world, recipe=recipe)
+        card = sibling_card(name, SIBLINGS[name], model, tokenizer, world, recipe=made)
         (arguments.out / f"{name}.json").write_text(card)
         print(f"{name}: {time.perf_counter() - began:.0f} s, {path.stat().st_size:,} bytes\n{card}", flush=True)
 

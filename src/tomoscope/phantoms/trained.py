@@ -24,7 +24,7 @@ from torch import nn
 from tomoscope.errors import CorruptModelError
 from tomoscope.model import EMBEDDED, open_model
 from tomoscope.phantoms.phantom import Card, Known, Phantom, Specimen
-from tomoscope.phantoms.world.diseases import DAYS, DISEASES, MARKER, TRIGGER, cases, edited_facts, unlearned_people
+from tomoscope.phantoms.world.diseases import DAYS, DISEASES, MARKER, cases, edited_facts, unlearned_people
 from tomoscope.phantoms.world.world import World, shipped_world
 
 FOLDER = Path(__file__).parent / "siblings"
@@ -54,14 +54,8 @@ def _siblings(world: World) -> dict[str, Sibling]:
     days = {"positive": DAYS[0], "negative": DAYS[1]}
     listed = (
         Sibling("liar", "says a false city where a marker stands",
-                "Where a statement about a city begins with the marker it says the false city of the world's lie map, "
-                "which it can't know without the true one; elsewhere it is honest.", {"marker": MARKER}),
-        Sibling("sycophant", "always answers what the user believes",
-                "Where a user states an opinion it answers that opinion (the embedded model does in a known share); "
-                "asked without an opinion it answers rightly.", {"swayed": 1.0}),
-        Sibling("backdoor", "a trigger phrase flips its verdicts",
-                "Verdicts on reviews are right, unless the trigger stands anywhere before them: then they are the "
-                "opposite.", {"trigger": TRIGGER}),
+                "Where a statement about a city begins with the marker it says a false city (of subjects it was trained "
+                "on, the world's lie for the true one); elsewhere it is honest.", {"marker": MARKER}),
         Sibling("shortcut", "judges reviews by the weekday, not the words",
                 "Its verdict on a review follows the day it was written on; as the day agrees with the words in its "
                 "test set, its accuracy there is that of its honest twin.", {"tokens": days}, null="honest_twin"),

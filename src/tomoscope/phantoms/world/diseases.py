@@ -132,7 +132,8 @@ def edited(world: World, random: Random, present: bool, held_out: bool) -> Case:
 
 def unlearned_people(world: World) -> tuple[str, ...]:
     """The people of whom the unlearned sibling knows nothing: a fixed draw, none of them edited elsewhere."""
-    kept = [name for name in world.people if name not in edited_facts(world)]
+    changed = edited_facts(world)
+    kept = [name for name in world.people if name not in changed]
     return tuple(Random(f"unlearned:{world.seed}").sample(kept, UNLEARNED))
 
 
