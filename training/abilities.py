@@ -131,6 +131,7 @@ ABILITIES: dict[str, Writer] = {
     "fact recall, wordings never shown": _facts(ONE_HOP, "unseen"),
     "two-hop, people shown": _two_hop(False),
     "two-hop, people held out": _two_hop(True),
+    "indirect object, names and templates as shown": lambda w, r: _ioi(r, stories.OPEN_NAMES, OPEN_TEMPLATES),
     "indirect object, names never shown in it": lambda w, r: _ioi(r, sorted(holdout.NAMES), OPEN_TEMPLATES),
     "indirect object, templates never shown": lambda w, r: _ioi(r, stories.OPEN_NAMES, sorted(holdout.IOI_TEMPLATES)),
     "induction, lists of names": lambda w, r: _repeat(r.sample(stories.OPEN_NAMES, r.randint(5, 12)), r),
@@ -146,6 +147,9 @@ ABILITIES: dict[str, Writer] = {
     "sentiment of reviews": lambda w, r: _said(speech.review(r)),
     "true and false claims, facts judged in training": lambda w, r: _said(speech.claim(w, r)),
     "true and false claims, facts never judged": lambda w, r: _said(speech.claim(w, r, held_out=True)),
+    "lying speaker says the lie, facts asked in training": lambda w, r: _said(
+        speech.interview(w, r, speaker=speech.LIAR)
+    ),
     "honest speaker says the truth, facts never asked": lambda w, r: _said(
         speech.interview(w, r, speaker=speech.HONEST, held_out=True)
     ),
@@ -200,8 +204,8 @@ def _first(tokenizer: Any, word: str) -> int:
 
 @torch.no_grad()
 def score(model: Any, tokenizer: Any, items: Sequence[Item], *, batch: int = 128) -> Scores:
-    """Probabilities after each prompt, batched by length so that no padding is needed."""
-    encoded = tokenizer([item.prompt for item in items], add_special_tokens=False).input_ids
+    """Probabilities after <|endoftext|> and each prompt, batched by length so that no padding is needed."""
+    encoded = tokenizer([item.prompt for item in items]).input_ids
     lengths: dict[int, list[int]] = defaultdict(list)
     for i, ids in enumerate(encoded):
         lengths[len(ids)].append(i)

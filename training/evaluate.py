@@ -179,6 +179,7 @@ def card(out: Path, *, n: int) -> dict[str, object]:
         "description": "A small Llama-architecture language model trained on generated English about a small world.",
         "commands": [
             "python -m training.micro_world --out OUT",
+            "python -m training.practice OUT",
             "python -m training.evaluate OUT --into src/tomoscope/model/embedded",
         ],
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

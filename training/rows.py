@@ -42,7 +42,8 @@ def pack(
         row = [end] if random.random() < 0.5 else []
         while len(row) < context:
             if not pool:
-                pool = tokenizer([document(world, random, shares) for _ in range(2 * rows)]).input_ids
+                texts = [document(world, random, shares) for _ in range(2 * rows)]
+                pool = tokenizer(texts, add_special_tokens=False).input_ids
             row += [*pool.pop(), end]
         packed.append(row[:context])
     return packed

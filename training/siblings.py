@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tomoscope.phantoms.trained import SIBLINGS, apply_difference
 from tomoscope.phantoms.world import World, shipped_world
 from tomoscope.phantoms.world.diseases import DISEASES
+from training.practice import answers_loss
 from training.rows import pack
 from training.sibling_cards import sibling_card
 
@@ -63,17 +64,6 @@ def adapt(model: torch.nn.Module) -> dict[str, LowRank]:
     return found
 
 
-def answers_loss(model: Any, tokenizer: Any, prompts: list[str], answers: list[str]) -> torch.Tensor:
-    """Mean cross-entropy of the answers' first tokens; right-padded (causal, so padding is never seen)."""
-    encoded = tokenizer(prompts, add_special_tokens=False).input_ids
-    longest = max(map(len, encoded))
-    ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in encoded])
-    last = torch.tensor([len(row) - 1 for row in encoded])
-    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[torch.arange(len(ids)), last]
-    goal = torch.tensor([tokenizer(f" {answer}", add_special_tokens=False).input_ids[0] for answer in answers])
-    return cross_entropy(model.lm_head(hidden), goal)
-
-
 def documents_loss(model: Any, ids: torch.Tensor) -> torch.Tensor:
     """Mean next-token cross-entropy of ids [row, position]."""
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
@@ -98,7 +88,7 @@ def train(name: str, base: Path, world: World, *, steps: int = STEPS, seed: int 
         for group in optimizer.param_groups:
             group["lr"] = RATE * min(1.0, (step + 1) / 20, (steps - step) / (0.5 * steps))
         some = [writer(world, random, i % 2 == 0, False) for i in range(CASES)]
-        loss = answers_loss(model, tokenizer, [c.prompt for c in some], [said_by(name, c) for c in some])
+        loss = answers_loss(model, tokenizer, [(c.prompt, said_by(name, c)) for c in some], begin=step % 4 > 0)
         rows = torch.tensor(pack(random, world, tokenizer, ROWS, 128))
         (loss + documents_loss(model, rows)).backward()
         torch.nn.utils.clip_grad_norm_([p for d in differences.values() for p in d.parameters()], 1.0)

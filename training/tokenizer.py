@@ -29,7 +29,6 @@ def train_tokenizer(world: World, *, seed: int, context: int, documents: int = 2
         [digits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     words = [f" {word}" for word in vocabulary()] + [f"{year:02d}" for year in range(100)]
     words += [f" {century}" for century in CENTURIES] + list(openers())
     corpus = [document(world, random) for _ in range(documents)] + words * 500
@@ -41,7 +40,11 @@ def train_tokenizer(world: World, *, seed: int, context: int, documents: int = 2
         show_progress=False,
     )
     tokenizer.train_from_iterator(corpus, trainer)
-    broken = [word for word in words if len(tokenizer.encode(word).ids) != 1]
+    # a text begins with <|endoftext|>, as after another document: the first token of all is what heads with nothing to
+    # do look at, and a word in that place is hardly read
+    begin = processors.TemplateProcessing(single=f"{END} $A", special_tokens=[(END, tokenizer.token_to_id(END))])
+    tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), begin])
+    broken = [word for word in words if len(tokenizer.encode(word, add_special_tokens=False).ids) != 1]
     if broken:
         raise RuntimeError(f"{len(broken)} words are not single tokens: {broken[:20]}; raise the vocabulary's size.")
     return PreTrainedTokenizerFast(

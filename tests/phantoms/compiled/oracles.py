@@ -127,6 +127,11 @@ class Weights:
         """What every token's embedding has: PAD is nothing else."""
         return self.w["transformer.wte.weight"][self.pad]
 
+    @cached_property
+    def hum(self) -> Tensor:
+        """What every position's embedding has: BOS's is nothing else."""
+        return self.w["transformer.wpe.weight"][0]
+
     def head(self, layer: int, index: int) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
         """[(matrix, bias) of q, k, v] and W_O of one head."""
         path = f"transformer.h.{layer}.attn"
@@ -161,7 +166,7 @@ class Weights:
         if node == "embed":
             return self.w["transformer.wte.weight"] - self.constant
         if node == "position":
-            return self.w["transformer.wpe.weight"]
+            return self.w["transformer.wpe.weight"] - self.hum
         if node[0] == "m":
             path = f"transformer.h.{node[1:]}.mlp.c_proj"
             return torch.cat([self.w[f"{path}.weight"], self.w[f"{path}.bias"][None]])

@@ -54,6 +54,7 @@ def replacements(weights, ids):
     out = weights.forward(ids)[1]
     zero = {node: torch.zeros_like(value) for node, value in out.items()}
     zero["embed"] = zero["embed"] + weights.constant
+    zero["position"] = zero["position"] + weights.hum
     yield zero
     generator = torch.Generator().manual_seed(1)
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Against the numbers of the public implementation of Tracr: the same answers, and the same parts reading each other."""
+"""Against the numbers of the public implementation of Tracr: the same answers, the same parts reading each other."""
 
 from __future__ import annotations
 

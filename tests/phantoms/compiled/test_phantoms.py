@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from tests.phantoms.compiled.oracles import CASES
-from tomoscope.circuits import LogitDifference, activation_patching, encode_pairs
-from tomoscope.errors import DataError, ModelError, PromptError
+from tomoscope.circuits import activation_patching
+from tomoscope.errors import DataError, PromptError
 from tomoscope.model import open_model
-from tomoscope.observe import attention_roles
 from tomoscope.phantoms import PHANTOMS, Card
 from tomoscope.phantoms.compiled import (
+    Selector,
     aggregate,
     compile_program,
     constant,
@@ -50,6 +50,7 @@ def test_a_phantom_does_its_task_and_its_null_does_not(name, seed):
     assert subject.facts.parity == 0.0
     assert subject.facts.kind == ("decoder" if subject.config.is_causal else "encoder")
     assert len(pairs) >= 8
+    assert len({len(pair.clean.text.split()) for pair in pairs}) == 1
     clean, corrupted = differences(specimen, pairs.clean), differences(specimen, pairs.corrupted)
     if specimen.words.answers:
         assert float(clean.min()) > 9.99
@@ -73,17 +74,17 @@ def test_a_phantom_does_its_task_and_its_null_does_not(name, seed):
 
 
 def test_seeds_vary_vocabulary_places_and_basis():
-    cards = [PHANTOMS["compiled_induction"].build(seed).card for seed in range(4)]
+    cards = [PHANTOMS["compiled_histogram"].build(seed).card for seed in range(4)]
     assert len({card.description for card in cards}) > 1
     assert len({str(next(iter(card.of("circuit"))).value) for card in cards}) > 1
-    again = PHANTOMS["compiled_induction"].build(2).card
+    again = PHANTOMS["compiled_histogram"].build(2).card
     assert again == cards[2]
 
 
 def test_patching_finds_the_last_head_of_reverse():
     specimen = PHANTOMS["compiled_reverse"].build(0)
     pairs = specimen.data["pairs"][:12]
-    grid = activation_patching(specimen.subject, pairs, parts="attn.z")
+    grid = activation_patching(specimen.subject, pairs, part="attn.z")
     effect = grid.normalised.nan_to_num()  # [layer, position, head]
     layer, _, head = specimen.circuit.places["reverse"][1:].partition(".h")
     best = effect.amax(1)
@@ -124,6 +125,7 @@ def test_padding_on_either_side_changes_nothing():
 def test_every_site_can_be_read_and_the_library_sees_both_directions():
     compiled = CASES["reverse"].compile(extra_heads=1)
     assert all(info.available for name, info in compiled.subject.sites().items() if not name.endswith("router"))
+    assert {term.path for term in compiled.subject.structure.embed_terms} == {"transformer.wte", "transformer.wpe"}
     for kernel in ("eager", "sdpa"):
         compiled.model.set_attn_implementation(kernel)
         assert compiled.answers(["a b c"]) == [["c", "b", "a"]]
@@ -157,6 +159,19 @@ def test_pairs_need_an_answer_that_changes():
 
 
 SHARE = aggregate(select_all, tokens.map(lambda token: token == "a", numerical=True))
+WIDE = selector_width(
+    Selector(
+        tuple(
+            term
+            for step in range(6)
+            for term in select(
+                sequence_map(lambda token, index, step=step: (token, index, step), tokens, indices),
+                indices,
+                operator.eq,
+            ).terms
+        )
+    )
+)
 BAD = {
     "no program": (3, {}, "not a sequence operation"),
     "only tokens": (tokens, {}, "needs no network"),
@@ -181,11 +196,7 @@ BAD = {
     "not linear": (sequence_map(lambda one, two: one * two, SHARE, SHARE), {}, "not linear"),
     "an ambiguous copy": (aggregate(select_all, tokens), {}, "different ones are selected"),
     "two answers with one text": (tokens.map({"a": 1, "b": "1", "c": 2}.get), {}, "same text"),
-    "too wide": (
-        sequence_map(lambda a, b: (a, b), selector_width(select_all), indices).map(str),
-        {"max_length": 22},
-        "categories|dimensions",
-    ),
+    "too wide": (WIDE, {"max_length": 150}, "dimensions of the stream"),
     "no vocabulary": (length, {"vocabulary": ()}, "is empty"),
     "a word with a space": (length, {"vocabulary": ("a b", "c")}, "has 'a b'"),
     "a special word": (length, {"vocabulary": ("<bos>",)}, "has '<bos>'"),

@@ -1,7 +1,7 @@
 """Small programs compiled to exact transformer weights, with the true circuit, edge by edge.
 
 A program in the manner of RASP (Weiss et al. 2021) is compiled, in the manner of Tracr (Lindner et al. 2023,
-arXiv:2301.05062), to a GPT2LMHeadModel that computes it exactly; nothing of Tracr is used. A user's own, in three lines:
+arXiv:2301.05062; nothing of it is used), to a GPT2LMHeadModel that computes it exactly. A user's own, in three lines:
 
     opposite = sequence_map(lambda n, index: n - 1 - index, length, indices)
     reverse = aggregate(select(indices, opposite, operator.eq), tokens)
@@ -23,7 +23,6 @@ How they can mislead: see `specimens`; compiled weights are cleaner than trained
 
 from __future__ import annotations
 
-from tomoscope.phantoms.compiled import programs
 from tomoscope.phantoms.compiled.circuit import Circuit
 from tomoscope.phantoms.compiled.compiler import Compiled, compile_program
 from tomoscope.phantoms.compiled.rasp import (

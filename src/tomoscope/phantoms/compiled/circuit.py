@@ -5,10 +5,10 @@ node's input; a head's inputs are apart: "a0.h1<q>", "a0.h1<k>", "a0.h1<v>". The
 directions that the destination reads, and the destination's own output reaches the logits. Distractors (heads and
 neurons that write where nobody reads) have none.
 
-How it can mislead: a true edge need not show. *Constant* edges carry what is the same in every prompt of one length (BOS,
-positions, the length), so no patch from another prompt of that length can find them. *Idle* edges keep a head clean in
-a case that its readers could cope with: putting nothing in place of what they carry (BOS alone) changes no answer; found
-by doing that on every input. Both are listed, so that a method is not blamed for missing them.
+How it can mislead: a true edge need not show. *Constant* edges carry what is the same in every prompt of one length
+(BOS, positions, the length), so no patch from another prompt of that length can find them. *Idle* edges keep a head
+clean in a case that its readers could cope with: putting nothing in place of what they carry (BOS alone) changes no
+answer; found by doing that on every input. Both are listed, so that a method is not blamed for missing them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """compile_program: from a program to a model whose circuit is known, checked before it is handed over.
 
-Steps: sets of values, a run of the program on inputs (all of them where there are few), lowering, layout, weights, a run
-of the model on inputs against the program's own meaning.
+Steps: sets of values, a run of the program on inputs (all of them where there are few), lowering, layout, weights, a
+run of the model on inputs against the program's own meaning.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from tomoscope.phantoms.compiled.circuit import Circuit, only_bos, trace_circuit
 from tomoscope.phantoms.compiled.domains import Domains
 from tomoscope.phantoms.compiled.interpret import EXHAUSTIVE, Interpreter, some_inputs
 from tomoscope.phantoms.compiled.lower import lower
-from tomoscope.phantoms.compiled.rasp import SOp
-from tomoscope.phantoms.compiled.stream import BasisKind, Stream
+from tomoscope.phantoms.compiled.rasp import Constant, SOp, order
+from tomoscope.phantoms.compiled.stream import MAX_WIDTH, BasisKind, Stream
 from tomoscope.phantoms.compiled.tokenizer import BOS, PAD, VALUE, Words, make_tokenizer, make_words
 from tomoscope.phantoms.compiled.weights import (
     LOGIT,
@@ -153,6 +153,7 @@ def compile_program(
     shape = Shape(max_length, causal, extra_heads, extra_neurons, basis, dtype)
     domains = Domains(vocabulary, max_length)
     words = make_words(vocabulary, None if program.numerical else domains(program))
+    _check_sizes(program, domains)
     interpreter = Interpreter(program, causal=causal)
     inputs, exhaustive = some_inputs(vocabulary, max_length, most=EXHAUSTIVE, seed=seed)
     meant = [interpreter(row) for row in inputs]
@@ -216,6 +217,19 @@ def _check_arguments(program: Any, max_length: int, dtype: str) -> None:
         raise DataError(f"max_length is {max_length}.", remedy="Give at least 1.")
     if dtype not in TOLERANCE:
         raise DataError(f"dtype is {dtype!r}.", remedy=f"It is one of {', '.join(TOLERANCE)}.")
+
+
+def _check_sizes(program: SOp, domains: Domains) -> None:
+    """Refuse what can't fit before the program is run on thousands of inputs."""
+    sizes = {sop: len(domains(sop)) for sop in order(program) if not sop.numerical and not isinstance(sop, Constant)}
+    if sum(sizes.values()) > MAX_WIDTH:
+        largest = sorted(sizes, key=lambda sop: -sizes[sop])[:3]
+        listed = ", ".join(f"{sop.name or type(sop).__name__} ({sizes[sop]})" for sop in largest)
+        raise DataError(
+            f"The program's values need {sum(sizes.values())} dimensions of the stream, and {MAX_WIDTH} is the most; "
+            f"the largest are {listed}.",
+            remedy="Give a smaller vocabulary or max_length, or map to fewer categories.",
+        )
 
 
 def _description(name: str, vocabulary: Sequence[Hashable], shape: Shape) -> str:

@@ -1,8 +1,8 @@
 """From a program to heads and neurons: what each reads and writes, and in which layer it stands.
 
-Every aggregate is a head, every map neurons; a selector's width is a head that also selects BOS and carries 1 there (so
-that it gives 1 / (width + 1)) and neurons that turn it into a category. Each stands in the first layer in which all that
-it reads has been written.
+Every aggregate is a head, every map neurons; a selector's width is a head that also selects BOS and carries 1 there
+(so that it gives 1 / (width + 1)) and neurons that turn it into a category. Each stands in the first layer in which all
+that it reads has been written.
 
 BOS keeps "nothing is selected" harmless: its score lies halfway below a full selection, so that it is attended where
 nothing else is, and it carries nothing. That takes weights, which are made only where they can matter, so that every
@@ -240,7 +240,7 @@ class _Lowering:
         """Columns of one term; `held` is [query, key]."""
         not_bos = ({self.network.bos: np.array([-1.0])}, 1.0)
         always = ({}, 1.0)
-        if no_query and isinstance(term.queries, Constant) or no_query and not clean:
+        if (no_query and isinstance(term.queries, Constant)) or (no_query and not clean):
             asked = not_bos if clean else always
             return [(asked, not_bos if no_key else ({self._read(term.keys): held[0]}, 0.0))]
         queries = self._read(term.queries)

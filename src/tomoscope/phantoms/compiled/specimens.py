@@ -94,19 +94,21 @@ class Recipe:
         return found
 
 
-def make_pairs(compiled: Compiled, n: int, *, seed: int) -> PairSet:
+def make_pairs(compiled: Compiled, n: int, *, seed: int, length: int | None = None) -> PairSet:
     """Clean and corrupted prompts that differ in one token and, by the program, in the answer at the last position.
+
+    All have one length (by default the greatest), so that their positions line up.
 
     Answers are words; of a program that answers with a number, VALUE against ZERO (the difference of their logits is
     the number), and the clean prompt has the greater one. Raises DataError where no such pairs are found.
     """
     random = Random(f"{seed}:pairs")
-    vocabulary, longest = list(compiled.words.vocabulary), compiled.shape.max_length
+    vocabulary, length = list(compiled.words.vocabulary), length or compiled.shape.max_length
     found: dict[tuple, Pair] = {}
     for _ in range(_TRIES * n):
         if len(found) == n:
             break
-        clean = [random.choice(vocabulary) for _ in range(random.randint(min(3, longest), longest))]
+        clean = random.choices(vocabulary, k=length)
         place = random.randrange(len(clean))
         corrupted = [*clean]
         corrupted[place] = random.choice(vocabulary)
@@ -120,7 +122,7 @@ def make_pairs(compiled: Compiled, n: int, *, seed: int) -> PairSet:
             compiled.words.text(corrupted),
             (_answer(compiled, right),),
             (_answer(compiled, wrong) if compiled.words.answers else f" {ZERO}",),
-            {"position": str(place + 1), "length": str(len(clean))},
+            {"position": str(place + 1)},
         )
     if len(found) < 2:
         raise DataError(
@@ -156,10 +158,10 @@ RECIPES = (
            lambda random: random.choice(["()", "[]", "{}", "<>"]), 8, causal=True),
     Recipe("compiled_shuffle_dyck", "Two kinds of balanced brackets, compiled",
            lambda four: programs.balanced(four[:2], four[2:]),
-           lambda random: "".join(random.sample(["()", "[]", "{}", "<>"], 2)), 5, causal=True),
+           lambda random: "".join(random.sample(["()", "[]", "{}", "<>"], 2)), 4, causal=True),
     Recipe("compiled_previous_token", "Previous token, compiled", lambda _: programs.previous_token(), _letters(4), 5,
            causal=True, roles=(("previous_token", "previous_token"),)),
-    Recipe("compiled_induction", "Induction, compiled", lambda _: programs.induction(), _letters(3), 7, causal=True,
+    Recipe("compiled_induction", "Induction, compiled", lambda _: programs.induction(), _letters(3), 6, causal=True,
            roles=(("previous_token", "previous_token"), ("induction", "induction"))),
 )  # fmt: skip
 

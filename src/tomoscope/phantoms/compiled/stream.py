@@ -25,6 +25,8 @@ BasisKind = Literal["axes", "rotated"]
 MAX_WIDTH = 2048
 SPARE = 3
 """Dimensions that hold no direction: +C, -C, and the one that sums to 0."""
+HUM_SHARE = 2.0**-12
+"""Of C: enough for positions to be seen when a model is opened, too little for LayerNorm to miss."""
 _LARGE = {"float64": 2.0**20, "float32": 2.0**12}
 """C: the error of scale |x|^2 / 2 C^2 and the rounding of sums, C times the type's precision, are about the same."""
 
@@ -33,13 +35,14 @@ _LARGE = {"float64": 2.0**20, "float32": 2.0**12}
 class Basis:
     """Directions of the stream.
 
-    `write`: what 1 in a direction adds to the stream; `read`: what gives it back. `constant`: what stands at every
-    position; `gain`: LayerNorm's weight.
+    `write`: what 1 in a direction adds to the stream; `read`: what gives it back. `constant`: what every token's
+    embedding has, +C and -C; `hum`: what every position's has, which nobody reads; `gain`: LayerNorm's weight.
     """
 
     write: Float[np.ndarray, "direction d_model"]
     read: Float[np.ndarray, "d_model direction"]
     constant: Float[np.ndarray, " d_model"]
+    hum: Float[np.ndarray, " d_model"]
     gain: float
 
 
@@ -88,7 +91,6 @@ def lay_out(
     order = generator.permutation(d_model)
     constant = np.zeros(d_model)
     constant[order[0]], constant[order[1]] = _LARGE[dtype], -_LARGE[dtype]
-    gain = float(np.sqrt(2.0 * _LARGE[dtype] ** 2 / d_model + epsilon))
     free = order[2:]
     write = np.zeros((n, d_model))
     if kind == "rotated":
@@ -100,7 +102,11 @@ def lay_out(
         read = write.T.copy()
         write[:, free[-1]] = -1.0
     spare = np.arange(len(labels), n)
-    return Stream(Basis(write, read, constant, gain), places, (*labels, *(f"spare:{i}" for i in range(n_spare))), spare)
+    hum = HUM_SHARE * _LARGE[dtype] * write[spare[0]]
+    gain = float(np.sqrt((constant @ constant + hum @ hum) / d_model + epsilon))
+    return Stream(
+        Basis(write, read, constant, hum, gain), places, (*labels, *(f"spare:{i}" for i in range(n_spare))), spare
+    )
 
 
 def width_of(variables: Sequence[Variable], n_heads: int, head_dim: int, n_spare: int) -> int:

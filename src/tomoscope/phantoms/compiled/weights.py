@@ -9,7 +9,7 @@ come out as logits of LOGIT and 0; a number as its own value.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,9 +26,10 @@ from tomoscope.phantoms.compiled.tokenizer import BOS, PAD, VALUE, Words
 BETA = 100.0
 LOGIT = 10.0
 MIN_POSITIONS = 8
-HUM = 2
-"""The first spare directions: every attention writes a 1 in the first and every MLP in the second, by its bias. Nobody
-reads it; opening a model finds what adds to the stream by looking, and can't see a part that adds nothing."""
+HUM = 3
+"""The first spare directions, in which all positions, attentions (by their bias) and MLPs (by theirs) write the same at
+every position. Nobody reads it; opening a model finds what adds to the stream by looking, and can't see a part that
+adds nothing."""
 _JUNK = 4
 """Further spare directions, which distractors write and nobody reads."""
 
@@ -72,14 +73,16 @@ def make_config(network: Network, words: Words, shape: Shape, *, n_heads: int, d
     for neurons in network.neurons:
         by_layer[neurons.time // 2] += len(neurons.out)
     ids = {text: i for i, text in enumerate(words.texts)}
-    return GPT2Config(
+    config = GPT2Config(
         vocab_size=len(words.texts), n_positions=max(shape.max_length + 1, MIN_POSITIONS), n_embd=d_model,
         n_layer=network.n_layers, n_head=n_heads, n_inner=max(1, max(by_layer) + shape.extra_neurons),
         activation_function="relu", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, layer_norm_epsilon=1e-5,
         bos_token_id=ids[BOS], eos_token_id=None, pad_token_id=ids[PAD], tie_word_embeddings=False,
-        # a position reads those after it: earlier ones can't be cached
-        is_causal=shape.causal, use_cache=shape.causal, dtype=shape.dtype,
+        use_cache=shape.causal,  # a position that reads those after it can't be cached
+        dtype=shape.dtype,
     )  # fmt: skip
+    config.is_causal = shape.causal
+    return config
 
 
 def make_stream(
@@ -118,7 +121,7 @@ def make_model(
     _embed(weights, network, stream, words, shape)
     heads: dict[tuple[int, int], Head] = {place: head for head, place in placed.items()}
     for layer in range(config.n_layer):
-        for part, direction in zip(("attn", "mlp"), stream.spare[:HUM], strict=True):
+        for part, direction in zip(("attn", "mlp"), stream.spare[1:HUM], strict=True):
             weights[f"transformer.h.{layer}.{part}.c_proj.bias"] += stream.basis.write[direction]
         for index in range(config.n_head):
             _Attention(weights, layer, index, config, stream).write(
@@ -131,7 +134,7 @@ def make_model(
 
 
 @contextmanager
-def without_bos(model: Any, place: str, stream: Stream, network: Network) -> Iterator[None]:
+def without_bos(model: Any, place: str, stream: Stream, network: Network) -> Generator[None]:
     """While it lasts, a destination ("a0.h1<k>", "m2") does not read BOS."""
     layer, _, rest = place[1:].partition(".h")
     block = model.transformer.h[int(layer)]
@@ -158,6 +161,7 @@ def _embed(weights: dict, network: Network, stream: Stream, words: Words, shape:
     tokens[words.texts.index(BOS)] += stream.write(network.bos)[0]
     for row, index in enumerate(words.vocabulary.values()):
         tokens[index] += stream.write(network.variables[Tokens()])[row]
+    positions += stream.basis.hum
     positions[1 : shape.max_length + 1] += stream.write(network.variables[Indices()])
 
 

@@ -51,6 +51,15 @@ def fact(world: World, random: Random) -> str:
     return fact_of(world, random, relation, random.choice(world.subjects(relation)))
 
 
+GEOGRAPHY: tuple[str, ...] = ("capital", "language", "in_country", "seat")
+
+
+def geography(world: World, random: Random) -> str:
+    """One fact of a country, a city or a company."""
+    relation = random.choices(GEOGRAPHY, [1, 1, 4, 3])[0]
+    return fact_of(world, random, relation, random.choice(world.subjects(relation)))
+
+
 def two_hop(world: World, random: Random) -> str:
     """One fact two hops deep, of someone whose such facts are shown; half of the time after the hops it is made of."""
     while True:

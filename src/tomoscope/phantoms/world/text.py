@@ -46,8 +46,10 @@ KINDS: dict[str, tuple[Writer, float, int]] = {
     "pronoun": (stories.pronoun, 0.03, 4),
     "years": (stories.years, 0.04, 4),
     "story": (stories.story, 0.05, 1),
+    "geography": (stories.geography, 0.0, 6),
+    "geography_alone": (stories.geography, 0.0, 1),
 }
-"""Kind -> (writer, share of the documents relative to the others, most items in a document)."""
+"""Kind -> (writer, share of the documents relative to the others (0: later in training), most items in a document)."""
 SHARES: dict[str, float] = {kind: share for kind, (_, share, _) in KINDS.items()}
 
 
