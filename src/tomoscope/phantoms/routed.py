@@ -1,10 +1,10 @@
-"""Small Llamas that were taught capitals and pronouns through one head and at most one MLP, the only parts that write.
+"""Small Llamas that were taught capitals and pronouns through one head and at most one MLP, all that anything reads.
 
-Training decides *how* the parts do it, the wiring decides *which* parts there are to do it: every other head and MLP
-writes nothing (its output is 0 and stays so), and the stream has three parts that keep to themselves: `told` (the
-embeddings, nothing else), `between`, and `said` (all that the unembedding reads). The route, by the seed:
+Training decides *how* the parts do it, the wiring decides *which* parts there are to do it. The stream has parts that
+keep to themselves: `told` (the embeddings), `between`, `said` (all that the unembedding reads), and `idle`, where every
+other head and MLP writes and which nothing reads. The route, by the seed:
 
-    alone     a head reads told, writes said                      no MLP does anything
+    alone     a head reads told, writes said                      no MLP is on the way
     before    an MLP reads told, writes between; the head reads between, writes said       (the fact is recalled first)
     after     the head reads told, writes between; a later MLP reads between, writes said  (no head writes the answer)
 
@@ -45,8 +45,8 @@ WAYS: tuple[Way, ...] = ("alone", "before", "after")
 LAYERS, HEADS, HEAD_DIM, D_MLP = 4, 4, 32, 128
 MARK, LOOK = 0.5, 1.2
 """Size of the marks in the embedding, where other entries are of size `EMBEDDED`; of what the head makes of them."""
-SPACES = {"told": slice(0, 64), "between": slice(64, 96), "said": slice(96, 128)}
-D_MODEL, STEPS, ROWS, RATE, EMBEDDED = 128, 120, 64, 0.01, 0.1
+SPACES = {"told": slice(0, 64), "between": slice(64, 96), "said": slice(96, 128), "idle": slice(128, 144)}
+D_MODEL, STEPS, ROWS, RATE, EMBEDDED, IDLE = 144, 120, 64, 0.01, 0.1, 0.003
 RIGHT = 0.97
 """Share of the taught prompts that must be answered rightly, or it is taught once more from other weights."""
 TRIES = 3
@@ -124,17 +124,34 @@ def wired(route: Route, vocab: int, generator: torch.Generator) -> tuple[nn.Modu
     masks = {}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in free)
+            if "norm" in name:
+                continue
+            drawn = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(drawn * _idle(name, parameter, own if name.startswith(attention) else slice(0)))
             if name in free:
                 masks[name] = torch.zeros_like(parameter)
                 masks[name][free[name]] = 1.0
-                drawn = torch.randn(parameter.shape, generator=generator)
                 size = EMBEDDED if "embed" in name else (int(masks[name][0].count_nonzero()) or HEAD_DIM) ** -0.5
-                parameter.copy_(size * drawn * masks[name])
-            elif "norm" not in name:
-                parameter.zero_()
-            parameter.requires_grad_(name in free)
+                parameter.copy_(torch.where(masks[name] > 0, size * drawn, parameter))
+                # the route's parts read and write nothing else
+                if ".mlp." in name:
+                    parameter *= masks[name]
+                elif name.endswith("v_proj.weight"):
+                    parameter[own] *= masks[name][own]
         _point(model, route)
     return model, masks
+
+
+def _idle(name: str, parameter: Tensor, own: slice) -> Tensor:
+    """The sizes of a matrix's entries before training: everything reads `told` and writes `idle`, but for `own`."""
+    size = torch.zeros_like(parameter)
+    if name.endswith(("o_proj.weight", "down_proj.weight")):
+        size[SPACES["idle"]] = IDLE
+        size[:, own] = 0.0
+    elif "layers" in name:
+        size[:, SPACES["told"]] = (SPACES["told"].stop) ** -0.5
+    return size
 
 
 def _point(model: nn.Module, route: Route) -> None:
@@ -203,7 +220,7 @@ def _logits(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
 
 def _train(model: nn.Module, masks: dict[str, Tensor], ids: Tensor, mask: Tensor, generator: torch.Generator) -> None:
     trained = {name: parameter for name, parameter in model.named_parameters() if name in masks}
-    optimiser = torch.optim.AdamW(trained.values(), lr=RATE, weight_decay=0.01)
+    optimiser = torch.optim.AdamW(trained.values(), lr=RATE, weight_decay=0.0)
     for step in range(STEPS):
         for group in optimiser.param_groups:
             group["lr"] = RATE * min(1.0, (step + 1) / 20) * (1 - step / STEPS)
