@@ -12,7 +12,7 @@ from random import Random
 from typing import Any, TypeVar
 
 from tomoscope.data.pairs import Pair, PairSet
-from tomoscope.data.prompts import Prompt
+from tomoscope.data.prompts import Prompt, read_text
 from tomoscope.errors import DataError, nearest
 
 PREFIX = "So the"
@@ -26,10 +26,10 @@ def single_tokens(tokenizer: Any, words: Iterable[str], *, prefix: str = PREFIX)
     tokenizer that drops case may hold two words for one).
     """
     words = list(dict.fromkeys(words))
-    before = tokenizer(prefix, add_special_tokens=False)["input_ids"]
+    before = read_text(tokenizer, prefix, add_special_tokens=False)["input_ids"]
     if not words:
         return {}
-    encoded = tokenizer([f"{prefix} {word}" for word in words], add_special_tokens=False)["input_ids"]
+    encoded = read_text(tokenizer, [f"{prefix} {word}" for word in words], add_special_tokens=False)["input_ids"]
     unknown = getattr(tokenizer, "unk_token_id", None)
     kept: dict[str, int] = {}
     taken: set[int] = set()
