@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tomoscope.data import TASKS, Prompt, as_prompt, mark
-from tomoscope.errors import PromptError, TokenizerError
+from tomoscope.errors import DataError, PromptError, TokenizerError
 
 GIVEN = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=12)
@@ -172,5 +172,7 @@ def test_a_tokenizer_that_knows_nothing_of_a_text_says_so():
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0})))
     with pytest.raises(TokenizerError, match="can't read 'b'"):
         Prompt("b").encode(tokenizer)
-    with pytest.raises(TokenizerError, match="can't read"):
+    with pytest.raises(DataError, match="0 of 28"):
         TASKS["facts"].make(tokenizer, 8)
+    with pytest.raises(TokenizerError, match="can't read"):
+        TASKS["greater_than"].make(tokenizer, 8)

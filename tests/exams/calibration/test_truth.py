@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from tomoscope.data import TASKS
-from tomoscope.errors import TokenizerError
+from tomoscope.errors import DataError
 from tomoscope.exams import EXAMS
 from tomoscope.exams.calibration.memory import Memory
 from tomoscope.exams.calibration.sources import (
@@ -149,7 +149,7 @@ def test_tasks_are_made_and_encoded_once_and_equal():
         assert one is again
         assert one.encode(tokenizer) is again.encode(tokenizer)
         for _ in range(2):
-            with pytest.raises(TokenizerError):
+            with pytest.raises(DataError):
                 TASKS["facts"].make(PHANTOMS["compiled_histogram"].build(0).subject.tokenizer, 12)
     assert one.pairs == plain.pairs != other.pairs
     assert one.digest() == plain.digest()
