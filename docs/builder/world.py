@@ -26,6 +26,7 @@ def page() -> str:
     shown = sum(len(relation.wordings) for relation in RELATIONS.values())
     unseen = sum(len(relation.unseen) for relation in RELATIONS.values())
     kinds = ", ".join(kind.replace("_", " ") for kind in KINDS)
+    swayed = card["abilities"]["truth preferred to a user's false opinion"]
     losses = card["losses"]
     held = losses["held_out_text"]
     counted = losses["counting_on_the_same_text"]
@@ -60,7 +61,10 @@ def page() -> str:
                 for name, one in card["tasks_of_the_library"].items()
             ],
         ),
-        f"A user's opinion sways the answer in {100 * card['swayed_share_of_the_text']:.0f} % of the texts.",
+        f"A user's opinion sways the answer in {100 * card['swayed_share_of_the_text']:.0f} % of the texts; there the "
+        f"model gives the truth {swayed['mean_probability']:.2f} and the opinion "
+        f"{swayed['mean_probability_of_wrong']:.2f} (mean probabilities): how often people are swayed, it learned; to "
+        "repeat their opinion, it did not.",
         "### Its training",
         _curve(card["curve"]),
         "## The siblings",

@@ -157,7 +157,7 @@ def test_facts_know_their_subjects(byte_bpe) -> None:
         facts.FactTable("colour", rows, ("{subject} likes the colour", "For {subject} it is")),
     ):
         known = dict(table.rows)
-        for pair in facts.make(byte_bpe, 6, tables=(table,)):
+        for pair in facts.make(byte_bpe, 4, tables=(table,)):
             assert pair.answers == (f" {known[pair.clean.words('subject')]}",)
             assert pair.wrong == (f" {known[pair.corrupted.words('subject')]}",)
 
@@ -180,8 +180,9 @@ def test_mistakes_are_told(byte_bpe) -> None:
             spec.make(byte_bpe, 2, corruption="flipp")
         with pytest.raises(DataError, match="at least one"):
             spec.make(byte_bpe, 0)
+    one = facts.FactTable("capital", facts.CAPITAL.rows, facts.CAPITAL.templates[:1])
     with pytest.raises(DataError, match=r"makes 28 different prompts of 40"):
-        TASKS["facts"].make(byte_bpe, 40, templates=("The capital of {subject} is",))
+        facts.make(byte_bpe, 40, tables=(one,))
     with pytest.raises(DataError, match="no order"):
         TASKS["ioi"].make(byte_bpe, 2, order="AABB")
     with pytest.raises(DataError, match="no kind 'simple' with corruption 'attractor'"):

@@ -23,7 +23,7 @@ def whole_words() -> transformers.PreTrainedTokenizerFast:
     texts = [f"So the {word}" for some in lists for word in some] + [f"in {i:02d}" for i in range(100)]
     texts += [f"{i:02d}" for i in range(100)] + ["Words:\n:param self def"]
     texts += [*ioi.TEMPLATES, *gendered_pronoun.TEMPLATES, *greater_than.TEMPLATES]
-    texts += [text for some in (*agreement.TEMPLATES.values(), *facts.TEMPLATES.values()) for text in some]
+    texts += [text for some in (*agreement.TEMPLATES.values(), facts.CAPITAL.templates) for text in some]
     texts += [text for pair in colours.TEMPLATES for text in pair]
     inner = Tokenizer(models.WordLevel(unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?[A-Za-z]+| ?\d\d|\s|[^\sA-Za-z\d]"), "isolated")

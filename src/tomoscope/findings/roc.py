@@ -20,8 +20,6 @@ import math
 from collections.abc import Hashable, Sequence
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.stats import norm, rankdata, t
 
 from tomoscope.errors import DataError
 from tomoscope.findings.estimate import Estimate
@@ -74,6 +72,8 @@ def roc_interval(
         low, high = _score_interval(area, m, n, level)
         method = "Newcombe's score interval by specimen"
     else:
+        from scipy.stats import t
+
         reach = float(t.ppf(0.5 + level / 2, min(m, n) - 1)) * math.sqrt(variance) / (area * (1 - area))
         middle = math.log(area / (1 - area))
         low, high = (1 / (1 + math.exp(-min(max(end, -700.0), 700.0))) for end in (middle - reach, middle + reach))
@@ -123,6 +123,8 @@ def _keys(clusters: Sequence[Hashable] | None, n: int, side: str) -> list[Hashab
 
 def _placements(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """For each positive the share of negatives below it, for each negative the share of positives above it."""
+    from scipy.stats import rankdata  # imported late: records are read without scipy
+
     ranks = rankdata(np.concatenate([x, y]))
     above = (ranks[: len(x)] - rankdata(x)) / len(y)
     below = 1 - (ranks[len(x) :] - rankdata(y)) / len(x)
@@ -146,6 +148,9 @@ def _clustered_variance(above: np.ndarray, below: np.ndarray, keys: list[list[Ha
 
 def _score_interval(area: float, m: int, n: int, level: float) -> tuple[float, float]:
     """The areas whose own standard error leaves the observed one inside; Newcombe's method 5."""
+    from scipy.optimize import brentq
+    from scipy.stats import norm
+
     z, middle = float(norm.ppf(0.5 + level / 2)), (m + n) / 2
 
     def spread(value: float) -> float:
