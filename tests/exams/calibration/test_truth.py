@@ -127,6 +127,12 @@ def test_phantoms_that_bring_pairs_have_a_task_of_them(name, writes):
         assert task not in TASKS
 
 
+def test_pairs_with_one_answer_are_no_task():
+    specimen = PHANTOMS["compiled_fraction_so_far"].build(0)
+    assert len({pair.answers for pair in specimen.data["pairs"]}) == 1
+    assert with_pairs(specimen) is specimen
+
+
 def test_shuffled_answers_are_the_same_answers_of_other_prompts():
     tokenizer = task_tokenizer()
     for name in ("facts", "agreement", "ioi"):

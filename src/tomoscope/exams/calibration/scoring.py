@@ -137,7 +137,8 @@ def _rows(exam: Exam, options: Options, known: Sequence[Outcome], lines: Sequenc
     for line in lines:
         for finding in line.findings if line.exam == exam.name else ():
             key = finding.id.removeprefix(f"{exam.name}/")
-            if key not in NOT_CLAIMS and (line.case, finding.id) not in decided:
+            measured = finding.verdict != "not measured" and key not in NOT_CLAIMS
+            if measured and (line.case, finding.id) not in decided:
                 kind = truth.kind(key) if truth else ""
                 kinds[kind] = kinds.get(kind, 0) + 1
     made = [_row(exam, options, truth, "", mine, sum(kinds.values()))]

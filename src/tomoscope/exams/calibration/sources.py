@@ -137,10 +137,13 @@ def fingerprint(specimen: Specimen, otherwise: str) -> str:
 def with_pairs(specimen: Specimen) -> Specimen:
     """A specimen that brings pairs of prompts (`data["pairs"]`), with a task made of them, which it does or does not.
 
-    Its circuit is the task's. Where it holds, the model was built to do the task; where it is denied, it can't.
+    Its circuit is the task's. Where it holds, the model was built to do the task; where it is denied, it can't. Pairs
+    that all have one answer (a number, more or less of it) are no task that a prompt decides.
     """
     pairs, circuits = specimen.data.get(PAIRS), list(specimen.card.of("circuit"))
     if not isinstance(pairs, PairSet) or OWN_TASKS in specimen.data or not circuits:
+        return specimen
+    if len({pair.answers for pair in pairs}) < 2:
         return specimen
 
     def make(tokenizer: Any, n: int, *, seed: int = 0, corruption: str = "") -> PairSet:
