@@ -13,7 +13,6 @@ from tomoscope.data import TASKS
 from tomoscope.data.tasks import agreement, colours, facts, gendered_pronoun, greater_than, ioi, words
 from tomoscope.model import Subject, open_model
 
-
 FACTS = (
     "{subject} was born in",
     "{subject} was born in the city of",
