@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tomoscope.data import Prompt, as_prompt, mark
-from tomoscope.errors import PromptError
+from tomoscope.data import TASKS, Prompt, as_prompt, mark
+from tomoscope.errors import DataError, PromptError, TokenizerError
 
 GIVEN = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=12)
@@ -163,3 +163,16 @@ def test_mark_finds_words() -> None:
         Prompt("a").words("subject")
     with pytest.raises(PromptError, match="overlaps"):
         Prompt("abc", {"a": (0, 2), "b": (1, 3)}).marked()
+
+
+def test_a_tokenizer_that_knows_nothing_of_a_text_says_so():
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0})))
+    with pytest.raises(TokenizerError, match="can't read 'b'"):
+        Prompt("b").encode(tokenizer)
+    with pytest.raises(DataError, match="0 of 28"):
+        TASKS["facts"].make(tokenizer, 8)
+    with pytest.raises(TokenizerError, match="can't read"):
+        TASKS["greater_than"].make(tokenizer, 8)

@@ -34,7 +34,7 @@ def calibrate(
         typer.Option("--seeds", min=1, help="Specimens of each phantom and null; as the preset says by default."),
     ] = None,
     preset: Annotated[
-        str, typer.Option("--preset", help="quick, standard or deep: the exams' options, and how many seeds.")
+        str, typer.Option("--preset", help="quick, standard or deep: the exams' options, seeds, phantoms.")
     ] = "standard",
     output: Annotated[
         Path | None,

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tomoscope.errors import PromptError
+from tomoscope.errors import PromptError, TokenizerError
 
 Span = tuple[int, int]
 """(start, end), end exclusive."""
@@ -161,7 +161,7 @@ class Prompt:
                 f"{type(tokenizer).__name__} keeps no character offsets, which spans need.",
                 remedy="Open the model with its fast tokenizer (tokenizer.json), or give positions by index.",
             )
-        encoding = tokenizer(self.text, return_offsets_mapping=True) if fast else tokenizer(self.text)
+        encoding = read_text(tokenizer, self.text, **({"return_offsets_mapping": True} if fast else {}))
         ids = tuple(int(token) for token in encoding["input_ids"])
         if not ids:
             raise PromptError(
@@ -179,6 +179,22 @@ class Prompt:
                 remedy="Mark at least one character that the tokenizer keeps (some drop spaces).",
             )
         return covered[0], covered[-1] + 1
+
+
+def read_text(tokenizer: Any, text: str | list[str], **options: Any) -> Any:
+    """What a tokenizer makes of a text. Raises TokenizerError where it knows no token for a part of it, and has none
+    for what is unknown (a word-level tokenizer without one ends in a bare exception of its library).
+    """
+    try:
+        return tokenizer(text, **options)
+    except Exception as error:
+        if type(error) is not Exception:  # the library's own is bare
+            raise
+        said = text if isinstance(text, str) else ", ".join(text[:3])
+        raise TokenizerError(
+            f"The tokenizer can't read {said[:80]!r}: {error}.",
+            remedy="Give text of its own vocabulary, or a tokenizer with a token for what is unknown.",
+        ) from error
 
 
 def as_prompt(source: Prompt | str | Sequence[int]) -> Prompt:

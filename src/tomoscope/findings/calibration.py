@@ -73,6 +73,8 @@ class CalibrationRow(Record):
     """Phantom -> specimens of it that decided a claim."""
     undecided: int = 0
     """Claims that the exam made and no phantom could decide."""
+    inapplicable: int = 0
+    """Claims about models to which the exam does not apply, by its own word; they count neither way."""
 
     @property
     def measured(self) -> bool:

@@ -74,14 +74,15 @@ def test_what_was_not_measured_is_missed_and_silent_and_counted_apart(tmp_path):
     assert (one.planted.not_measured, one.nulls.not_measured, one.planted.failed) == (12, 12, 0)
 
 
-def test_an_exam_that_fails_or_does_not_apply_misses_what_is_there(tmp_path):
+def test_an_exam_that_fails_misses_what_is_there_and_one_that_does_not_apply_is_not_asked(tmp_path):
     def broken(subject, rng):
         raise ValueError("the roof fell in")
 
     one = row(tmp_path, thing_exam(broken, "test.broken"))
     assert (one.sensitivity.value, one.planted.failed, one.planted.not_measured) == (0, 12, 12)
     two = row(tmp_path, thing_exam(oracle, "test.shy", applies=lambda subject: "no"))
-    assert (two.sensitivity.value, two.planted.failed, two.planted.not_measured) == (0, 0, 12)
+    assert (two.planted.claims, two.inapplicable) == (0, 24), "it counts neither way"
+    assert two.sensitivity.missing == "no phantom, of those it applies to, says that it is true"
 
 
 def test_places_are_scored_apart_unless_the_claim_is_of_the_place(tmp_path):

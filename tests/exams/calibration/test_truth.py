@@ -7,7 +7,9 @@ from collections import Counter
 import pytest
 
 from tomoscope.data import TASKS
+from tomoscope.errors import DataError
 from tomoscope.exams import EXAMS
+from tomoscope.exams.calibration.memory import Memory
 from tomoscope.exams.calibration.sources import (
     NULLS,
     OWN_TASKS,
@@ -54,10 +56,11 @@ def test_an_induction_circuits_card():
     assert {key for key, one in patching.items() if one.holds} == {"induction_head", "induction_arrival"}
     assert patching["induction_head"].places == (Place(layer, "attn", head),)
     assert patching["induction_arrival"].right([f"layer.{layer}.resid_pre"], "end")
-    assert "induction_mlp" not in patching, "the card does not say"
+    assert not patching["induction_mlp"].holds, "the circuit has no MLP"
+    assert "induction_linear" not in patching, "no card can say"
     assert {one.holds for key, one in patching.items() if not key.startswith("induction")} == {False}
     assert Counter(one.kind for key, one in patching.items() if not one.holds) == {
-        "head": 4, "mlp": 4, "arrival": 4, "linear": 4}  # fmt: skip
+        "head": 4, "mlp": 5, "arrival": 4, "linear": 4}  # fmt: skip
     direct = expected(specimen.card, "observe.direct_attribution")
     assert direct["induction"].places == (Place(layer, "attn", head),)
     assert [one.holds for one in direct.values()].count(True) == 1
@@ -135,6 +138,24 @@ def test_shuffled_answers_are_the_same_answers_of_other_prompts():
         assert [p.answers for p in one] != [p.answers for p in plain]
         assert one == again
         assert [p.answers for p in one] != [p.answers for p in other]
+
+
+def test_tasks_are_made_and_encoded_once_and_equal():
+    tokenizer = task_tokenizer()
+    plain = TASKS["facts"].make(tokenizer, 12, seed=4)
+    with tasks_as(Memory().tasks()):
+        one, again = (TASKS["facts"].make(tokenizer, 12, seed=4) for _ in range(2))
+        other = TASKS["facts"].make(tokenizer, 12, seed=5)
+        assert one is again
+        assert one.encode(tokenizer) is again.encode(tokenizer)
+        for _ in range(2):
+            with pytest.raises(DataError):
+                TASKS["facts"].make(PHANTOMS["compiled_histogram"].build(0).subject.tokenizer, 12)
+    assert one.pairs == plain.pairs != other.pairs
+    assert one.digest() == plain.digest()
+    assert one.encode(tokenizer) == plain.encode(tokenizer)
+    assert one[:5].encode(tokenizer) == plain[:5].encode(tokenizer)
+    assert type(TASKS["facts"].make(tokenizer, 12, seed=4)) is type(plain)
 
 
 def test_nulls_say_what_they_lack_and_differ_by_seed():

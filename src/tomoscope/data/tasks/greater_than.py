@@ -16,7 +16,7 @@ from random import Random
 from typing import Any
 
 from tomoscope.data.pairs import Pair, PairSet
-from tomoscope.data.prompts import Prompt
+from tomoscope.data.prompts import Prompt, read_text
 from tomoscope.data.tasks.single import choose_corruption, collect, other, parse_with_end, require, too_few
 from tomoscope.data.tasks.words import EVENTS
 
@@ -34,7 +34,7 @@ def two_part_years(tokenizer: Any, *, centuries: Sequence[int] = CENTURIES) -> d
     are left out.
     """
     prefix = "from the year"
-    before = tokenizer(prefix, add_special_tokens=False)["input_ids"]
+    before = read_text(tokenizer, prefix, add_special_tokens=False)["input_ids"]
     kept: dict[int, list[int]] = {}
     for century in centuries:
         head = tokenizer(f"{prefix} {century}", add_special_tokens=False)["input_ids"]

@@ -12,8 +12,8 @@ from random import Random
 from typing import Any, TypeVar
 
 from tomoscope.data.pairs import Pair, PairSet
-from tomoscope.data.prompts import Prompt
-from tomoscope.errors import DataError, nearest
+from tomoscope.data.prompts import Prompt, read_text
+from tomoscope.errors import DataError, TokenizerError, nearest
 
 PREFIX = "So the"
 T = TypeVar("T")
@@ -26,10 +26,13 @@ def single_tokens(tokenizer: Any, words: Iterable[str], *, prefix: str = PREFIX)
     tokenizer that drops case may hold two words for one).
     """
     words = list(dict.fromkeys(words))
-    before = tokenizer(prefix, add_special_tokens=False)["input_ids"]
     if not words:
         return {}
-    encoded = tokenizer([f"{prefix} {word}" for word in words], add_special_tokens=False)["input_ids"]
+    try:
+        before = read_text(tokenizer, prefix, add_special_tokens=False)["input_ids"]
+        encoded = read_text(tokenizer, [f"{prefix} {word}" for word in words], add_special_tokens=False)["input_ids"]
+    except TokenizerError:  # one that can't read words it does not know: none is a token after the prefix
+        return {}
     unknown = getattr(tokenizer, "unk_token_id", None)
     kept: dict[str, int] = {}
     taken: set[int] = set()

@@ -24,6 +24,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from tomoscope.errors import LedgerError, ProtocolError, nearest
+from tomoscope.exams.calibration.memory import Memory
 from tomoscope.exams.calibration.sources import (
     OWN_TASKS,
     Case,
@@ -43,8 +44,28 @@ from tomoscope.findings.provenance import package_versions, peak_memory_bytes, r
 from tomoscope.findings.record import Record
 from tomoscope.phantoms import Phantom, Specimen
 
-PRESETS: dict[str, tuple[str, int]] = {"quick": ("quick", 3), "standard": ("", 10), "deep": ("deep", 40)}
-"""Name -> (the exams' own preset, seeds)."""
+
+@dataclass(frozen=True)
+class Preset:
+    """How much work a calibration is."""
+
+    exams: str
+    """The exams' own preset; "" for their default options."""
+    seeds: int
+    phantoms: tuple[str, ...] = ()
+    """Where not all of them."""
+
+
+PRESETS: dict[str, Preset] = {
+    "quick": Preset(
+        "quick",
+        2,
+        ("induction_gpt2", "duplicate_gpt2", "compiled_histogram", "routed", "written", "rotated", "untrained"),
+    ),
+    "standard": Preset("", 6),
+    "deep": Preset("deep", 30),
+}
+"""Name -> preset."""
 VERSIONS = ("tomoscope", "torch", "transformers", "numpy", "scipy")
 
 
@@ -115,8 +136,8 @@ def plan_calibration(
     if preset not in PRESETS:
         hint = nearest(preset, PRESETS) or f"There are: {', '.join(PRESETS)}."
         raise ProtocolError(f"There is no preset {preset!r} of calibration.", remedy=hint)
-    own, usual = PRESETS[preset]
-    count = usual if seeds is None else seeds
+    chosen_preset = PRESETS[preset]
+    count = chosen_preset.seeds if seeds is None else seeds
     if count < 1:
         raise ProtocolError(f"{count} seeds make no specimen.", remedy="Give 1 or more.")
     chosen: dict[str, Exam] = {}
@@ -126,8 +147,9 @@ def plan_calibration(
             continue
         matches = [one for one in EXAMS if fnmatch.fnmatchcase(one, name)] or [EXAMS.find(name).name]
         chosen |= {one: EXAMS[one] for one in matches}
+    own = chosen_preset.exams
     steps = tuple((exam, exam.configure(dict(exam.presets.get(own, {})))) for exam in chosen.values())
-    return Plan(steps, tuple(find_sources(phantoms)), count, preset)
+    return Plan(steps, tuple(find_sources(phantoms or chosen_preset.phantoms)), count, preset)
 
 
 def calibrate(
@@ -145,9 +167,9 @@ def calibrate(
     Args:
         out: a folder; the same one goes on with what was stopped. It gets `calibration.json`.
         exams: names, patterns or exams of one's own; all where none is given.
-        phantoms: names, patterns or phantoms of one's own; all and the further nulls where none is given.
+        phantoms: names, patterns or phantoms of one's own; the preset's where none is given (all but for "quick").
         seeds: specimens of each phantom and null; the preset's number by default.
-        preset: "quick", "standard" or "deep": the exams' own options, and how many seeds.
+        preset: "quick", "standard" or "deep": the exams' own options, how many seeds, which phantoms.
         force: replace another calibration in the folder.
         watcher: hears of the progress.
 
@@ -172,14 +194,13 @@ def run_plan(plan: Plan, path: Path, watcher: Watcher) -> list[Line]:
     write_bytes(path, "".join(_dump(line) + "\n" for line in done.values()).encode("ascii"))
     names = [exam.name for exam, _ in plan.exams]
     watcher.started(len(plan.cases) * len(names), sum(key[1] in names for key in done))
-    for case in plan.cases:
-        wanted = [step for step in plan.exams if (case.key, step[0].name) not in done]
-        if not wanted:
-            continue
-        for line in _examine(case, wanted, done, watcher):
-            append_lines(path, [_dump(line)])
-            done[line.case, line.exam] = line
-            watcher.line(line, 1 if line.exam else len(names))
+    with tasks_as(Memory().tasks()):
+        for case in plan.cases:
+            wanted = [step for step in plan.exams if (case.key, step[0].name) not in done]
+            for line in _examine(case, wanted, done, watcher) if wanted else ():
+                append_lines(path, [_dump(line)])
+                done[line.case, line.exam] = line
+                watcher.line(line, 1 if line.exam else len(names))
     order = [(case.key, name) for case in plan.cases for name in ("", *names)]
     return [done[key] for key in order if key in done]
 

@@ -1,9 +1,9 @@
 """What exams found against what the cards say: sensitivity, specificity, places, ROC area, by exam and kind of claim.
 
 A claim counts as found where it was confirmed after correction over all claims about its specimen, as in a scan; a true
-claim that was not measured, or whose exam failed or did not apply, counts as missed, and a false one as silence: both
-are counted apart. A claim that is true of one place alone (a head's role) must name it. Places are scored besides:
-right place among those confirmed.
+claim that was not measured, or whose exam failed, counts as missed, and a false one as silence: both are counted apart.
+What an exam says it does not apply to counts neither way, and its number stands in the row. A claim that is true of one
+place alone (a head's role) must name it. Places are scored besides: right place among those confirmed.
 
 **Evidence**, for the ROC area, is how far the nearer end of the estimate's interval lies beyond the strongest control,
 in the rule's own unit (its declared minimum): above 0 the interval excludes the control, at 1 even its low end is an
@@ -41,7 +41,10 @@ class Outcome:
     expected: Expected
     finding: Finding | None
     """None where the exam said nothing (it failed, or did not apply)."""
-    failed: bool = False
+    status: str = "done"
+    """Of the line."""
+    again: bool = False
+    """Whether the same claim about the same specimen was met before, under another phantom's name: it counts once."""
 
     @property
     def kind(self) -> str:
@@ -103,14 +106,15 @@ def outcomes(lines: Iterable[Line]) -> list[Outcome]:
     for line in lines:
         if line.exam:
             by_case.setdefault(line.case, []).append(line)
-    found = []
+    found, met = [], set()
     for case, some in by_case.items():
         judged = {one.id: one for one in correct([f for line in some for f in line.findings], method=CORRECTION)}
         for line in some:
             for expected in line.expected:
                 finding = judged.get(f"{line.exam}/{expected.key}")
-                failed = line.status == "failed"
-                found.append(Outcome(case, line.specimen, line.exam, expected, finding, failed))
+                mark = (line.specimen, case.rsplit("/", 1)[1], line.exam, expected)
+                found.append(Outcome(case, line.specimen, line.exam, expected, finding, line.status, mark in met))
+                met.add(mark)
     return found
 
 
@@ -148,17 +152,20 @@ def _rows(exam: Exam, options: Options, known: Sequence[Outcome], lines: Sequenc
 def _row(
     exam: Exam, options: Options, truth: Truth | None, kind: str, known: Sequence[Outcome], undecided: int
 ) -> CalibrationRow:
-    true, false = ([one for one in known if one.expected.holds is side] for side in (True, False))
+    once = [one for one in known if not one.again]
+    asked = [one for one in once if one.status != "inapplicable"]
+    true, false = ([one for one in asked if one.expected.holds is side] for side in (True, False))
     places = [one for one in true if one.finding is not None and one.finding.verdict == "confirmed"]
     placed = [one for one in places if one.place is not None]
     unknowable = truth.unknowable.get(kind) if truth else "no card speaks of this exam's claims"
+    nobody = "no phantom" if len(asked) == len(once) else "no phantom, of those it applies to,"
     sources: dict[str, set[str]] = {}
-    for one in known:
+    for one in (one for one in known if one.status != "inapplicable"):
         sources.setdefault(one.source, set()).add(one.specimen)
     return CalibrationRow(
         exam=exam.name, kind=kind, signature=exam.signature, options=options.model_dump(mode="json"),
-        sensitivity=_share([one.confirmed for one in true], true, unknowable or "no phantom says that it is true"),
-        specificity=_share([not one.confirmed for one in false], false, "no phantom says that it is false"),
+        sensitivity=_share([one.confirmed for one in true], true, unknowable or f"{nobody} says that it is true"),
+        specificity=_share([not one.confirmed for one in false], false, f"{nobody} says that it is false"),
         located=_share(
             [bool(one.place) for one in placed], placed,
             "none was confirmed" if any(one.expected.places or one.expected.positions for one in true)
@@ -166,6 +173,7 @@ def _row(
         ),
         area=_area(true, false), planted=_tally(true, True), nulls=_tally(false, False),
         sources={name: len(some) for name, some in sorted(sources.items())}, undecided=undecided,
+        inapplicable=len(once) - len(asked),
     )  # fmt: skip
 
 
@@ -194,7 +202,7 @@ def _tally(some: Sequence[Outcome], holds: bool) -> Tally:
     return Tally(
         specimens=len({one.specimen for one in some}), claims=len(some),
         right=sum(one.confirmed is holds for one in some), not_measured=sum(not one.measured for one in some),
-        failed=sum(one.failed for one in some),
+        failed=sum(one.status == "failed" for one in some),
     )  # fmt: skip
 
 

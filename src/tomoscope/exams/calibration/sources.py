@@ -24,6 +24,7 @@ import numpy as np
 
 from tomoscope.data import TASKS, Pair, PairSet, TaskSpec
 from tomoscope.errors import DataError, nearest
+from tomoscope.exams.calibration.memory import vocabulary
 from tomoscope.findings.control import stable_seed
 from tomoscope.phantoms import PHANTOMS, Card, Known, Phantom, Specimen
 from tomoscope.phantoms.world.tasks import TASKS as WORLD_TASKS
@@ -128,8 +129,8 @@ def fingerprint(specimen: Specimen, otherwise: str) -> str:
         for name, value in model.state_dict().items()
         if not value.is_meta and value.numel()
     )
-    words = getattr(specimen.subject.tokenizer, "get_vocab", dict)()
-    rest = f"{sorted(words.items())}{sorted(specimen.data.get(OWN_TASKS, ()))}{specimen.data.get(ANSWERS, '')}"
+    words = vocabulary(specimen.subject.tokenizer)
+    rest = f"{words}{sorted(specimen.data.get(OWN_TASKS, ()))}{specimen.data.get(ANSWERS, '')}"
     return hashlib.sha256(f"{weights}{rest}".encode()).hexdigest()[:16]
 
 

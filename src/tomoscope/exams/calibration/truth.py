@@ -148,12 +148,20 @@ def _carriers(card: Card, task: str) -> Carriers:
     if not right:  # a circuit's last parts carry what they write
         right = [(place, "") for place in _writers(card, task) or ()]
     denied = {part for known in stated if not known.holds for part in _whole_parts(known.value.get("sites", ()))}
+    denied |= _not_in_circuit(card, task)
     kinds: dict[str, tuple[Place, ...] | None] = {}
     for part in ("attn", "mlp"):
         found = tuple(place for place, _ in right if place.part == part)
         kinds[part] = found or (() if part in denied else None)
     at = frozenset(label for place, label in right if place.part == "mlp" and label)
     return Carriers(kinds["attn"], kinds["mlp"], at)
+
+
+def _not_in_circuit(card: Card, task: str) -> set[str]:
+    """The kinds of parts of which a task's circuit has none: it is all that there is."""
+    nodes = [node for known in _about(card, "circuit", task) if known.holds for node in known.value.get("nodes", ())]
+    kinds = {"attn": "a", "mlp": "m"}
+    return {part for part, letter in kinds.items() if nodes and not any(re.match(letter + r"\d", n) for n in nodes)}
 
 
 def _whole_parts(sites: Iterable[str]) -> Iterator[str]:
