@@ -13,6 +13,25 @@ from tomoscope.data import TASKS
 from tomoscope.data.tasks import agreement, colours, facts, gendered_pronoun, greater_than, ioi, words
 from tomoscope.model import Subject, open_model
 
+FACTS = (
+    "{subject} was born in",
+    "{subject} was born in the city of",
+    "The birthplace of {subject} is",
+    "{subject} comes from",
+    "The home town of {subject} is",
+    "{subject} lives in",
+    "{subject} now lives in the city of",
+    "{subject} has a house in",
+    "Today {subject} lives in",
+    "The house of {subject} is in",
+    "{subject} works as a",
+    "{subject} is a",
+    "The job of {subject} is that of a",
+    "{subject} has worked for years as a",
+    "For many years {subject} was a",
+)
+"""Further wordings of facts, whose words the tokenizer knows."""
+
 
 @cache
 def whole_words() -> transformers.PreTrainedTokenizerFast:
@@ -23,7 +42,7 @@ def whole_words() -> transformers.PreTrainedTokenizerFast:
     texts = [f"So the {word}" for some in lists for word in some] + [f"in {i:02d}" for i in range(100)]
     texts += [f"{i:02d}" for i in range(100)] + ["Words:\n:param self def"]
     texts += [*ioi.TEMPLATES, *gendered_pronoun.TEMPLATES, *greater_than.TEMPLATES]
-    texts += [text for some in (*agreement.TEMPLATES.values(), facts.CAPITAL.templates) for text in some]
+    texts += [text for some in (*agreement.TEMPLATES.values(), facts.CAPITAL.templates, FACTS) for text in some]
     texts += [text for pair in colours.TEMPLATES for text in pair]
     inner = Tokenizer(models.WordLevel(unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?[A-Za-z]+| ?\d\d|\s|[^\sA-Za-z\d]"), "isolated")

@@ -19,6 +19,7 @@ from tomoscope.phantoms.world import corpus, shipped_world
 from tomoscope.phantoms.world.tasks import TASKS as WORLD_TASKS
 from tomoscope.scan import scan_model
 
+pytestmark = pytest.mark.slow  # a scan, and some thousand single forwards
 ELSEWHERE = {
     "circuits.causal_tracing": "its numbers equal the public reference's (tests/circuits)",
     "observe.tuned_lens": "a fit is not a fact of the model; its gain is checked in tests/observe",

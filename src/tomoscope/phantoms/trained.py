@@ -96,7 +96,7 @@ def apply_difference(model: nn.Module, path: Path) -> None:
                 remedy="Give the model it was made from.",
             )
     for name, change in changes.items():
-        weights[name] += change.to(weights[name])
+        weights[name].add_(change.to(weights[name]))
 
 
 def model_card() -> dict[str, Any]:

@@ -15,8 +15,8 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-COUNTRIES: tuple[tuple[str, str, str, str, str], ...] = tuple(
-    tuple(line.split())  # type: ignore[misc]
+COUNTRIES: tuple[tuple[str, ...], ...] = tuple(
+    tuple(line.split())
     for line in """
 France French Paris Lyon Marseille
 Germany German Berlin Hamburg Munich
