@@ -82,7 +82,7 @@ class CalibrationRow(Record):
         return self.sensitivity.value is not None or self.specificity.value is not None
 
     def concerns(self) -> list[str]:
-        """What a reader must know before believing the exam, in plain words."""
+        """What a reader must know before believing the exam: predicates of it, in plain words."""
         found = []
         sensitivity, specificity, area = self.sensitivity, self.specificity, self.area
         if sensitivity.value is not None and sensitivity.value < 0.5:
@@ -90,7 +90,7 @@ class CalibrationRow(Record):
         if specificity.value is not None and (specificity.high or 0.0) < 1 - FALSE_ALARMS:
             found.append(f"confirms what is not there more often than {FALSE_ALARMS:.0%}".replace("%", " %"))
         if area.value is not None and (area.low or 0.0) <= 0.5:
-            found.append("not shown to be better than chance")
+            found.append("is not shown to be better than chance")
         if self.located.value is not None and self.located.value < 0.5:
             found.append("names the wrong place more often than the right one")
         return found
@@ -132,9 +132,7 @@ class Calibration(Record):
         if self.row is None:
             return head
         concerns = self.row.concerns()
-        return (
-            f"{head}: {self.row.sentence()}{'. It ' + '; it '.join(_as_verb(c) for c in concerns) if concerns else ''}"
-        )
+        return f"{head}: {self.row.sentence()}{'. It ' + '; it '.join(concerns) if concerns else ''}"
 
 
 class Cost(Record):
@@ -220,7 +218,3 @@ def said_share(share: Estimate) -> str:
 
 def _interval(share: Estimate) -> str:
     return "" if share.low is None else f" [{share.low:.2f}, {share.high:.2f}]"
-
-
-def _as_verb(concern: str) -> str:
-    return f"is {concern}" if concern.startswith("not ") else concern
