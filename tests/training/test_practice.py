@@ -2,9 +2,10 @@
 
 from random import Random
 
+from training.practice import POOL_FIRST, STAGES, Claims, lessons
+
 from tomoscope.phantoms.world import shipped_world, speech
 from tomoscope.phantoms.world.relations import RELATIONS, held_out_of
-from training.practice import POOL_FIRST, STAGES, Claims, lessons
 
 WORLD = shipped_world()
 
