@@ -278,10 +278,13 @@ class Circuit:
         Returns:
             Logits at the last token.
         """
+        from tomoscope.circuits.ablation import Ablation
+        from tomoscope.circuits.patching import Pairs, encode_pairs
         from tomoscope.circuits.wiring import Wiring
 
-        wiring = Wiring(subject, pairs, self.graph, **({} if ablation is None else {"ablation": ablation}))
-        return wiring.logits(self.mask)
+        made = pairs if isinstance(pairs, Pairs) else encode_pairs(subject, pairs)
+        ablation = Ablation.paired(made.corrupted) if ablation is None else ablation
+        return Wiring(subject, made.clean, self.graph, ablation=ablation).logits(self.mask)
 
     # ---- against a known one
 
