@@ -283,4 +283,3 @@ class _Search:
         """Take away, unasked, what lies between the last decision and a place: nobody reads it."""
         for row, column in self.order[self.place : place]:
             self.mask[row, column] = False
-
