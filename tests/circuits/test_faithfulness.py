@@ -14,16 +14,9 @@ import transformers
 from tests.circuits.graphs import REFERENCE, graph, ours, reference, subject
 from tomoscope.circuits import Circuit, LogitDifference, Pairs
 from tomoscope.circuits.ablation import Ablation
+from tomoscope.circuits.completeness import completeness, minimality, stability
 from tomoscope.circuits.discovery.select import greedy_edges, top_edges
-from tomoscope.circuits.faithfulness import (
-    Faithfulness,
-    completeness,
-    faithfulness_curve,
-    measure,
-    minimality,
-    random_faithfulness,
-    stability,
-)
+from tomoscope.circuits.faithfulness import Faithfulness, faithfulness_curve, measure, random_faithfulness
 from tomoscope.circuits.wiring import Wiring
 from tomoscope.errors import DataError
 

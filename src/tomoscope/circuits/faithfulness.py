@@ -1,9 +1,8 @@
-"""Is a circuit the behaviour? Faithfulness, its areas over circuit sizes, completeness, minimality, stability.
+"""Is a circuit the behaviour? Faithfulness, and its areas over circuit sizes.
 
     told = measure(wiring, [circuit], metric)             told.share: (m(C) - m(nothing)) / (m(model) - m(nothing))
     told = faithfulness_curve(wiring, scores, metric)     at MIB's ten sizes; told.areas(): CPR, CMD, both on a log axis
     chance = random_faithfulness(wiring, told.sizes, metric, draws=20, seed=0)
-    completeness(wiring, circuit, metric, seed=0); minimality(wiring, circuit, metric, seed=0); stability(circuits)
 
 A share is a ratio of means over prompts; every interval is a bootstrap over prompts (whole clusters of them where keys
 are given), of numerator and denominator together. `choices` stamps what was ablated by what on every result.
@@ -11,7 +10,7 @@ are given), of numerator and denominator together. `choices` stamps what was abl
 How it can mislead: a share of 1 says that the circuit gives the model's *score*, not its answers one by one. Shares are
 not bounded: a circuit that leaves out what works against the behaviour scores above 1, which CPR rewards and CMD does
 not; two thirds of CPR and CMD come from circuits of 20 % of the edges and more, so look at the areas on the log axis
-first. A faithful circuit need not be complete (a backup may be missing) nor minimal. Numbers of different ablations,
+first. A faithful circuit need not be complete nor minimal (`completeness`). Numbers of different ablations,
 metrics or prompts do not compare (Miller et al. 2024). Sources: Wang et al. 2023 (arXiv:2211.00593), Mueller et al.
 2025 (MIB, arXiv:2504.13151), Miller et al. 2024 (arXiv:2407.08734).
 
@@ -31,6 +30,7 @@ from torch import Tensor
 
 from tomoscope.circuits.ablation import Choices
 from tomoscope.circuits.circuit import Circuit
+from tomoscope.circuits.discovery.damage import measured
 from tomoscope.circuits.discovery.select import Scored, greedy_edges, random_circuit, top_edges
 from tomoscope.circuits.formats import MIB_SHARES
 from tomoscope.circuits.metrics import Metric
@@ -183,8 +183,7 @@ def measure(
 
 def clean_metric(wiring: Wiring, metric: Metric) -> Float[Tensor, " pair"]:
     """The metric of the model without ablation."""
-    logits, rows = wiring.clean_logits, torch.arange(len(wiring))
-    return metric(logits if metric.tokens is None else logits[:, metric.tokens.to(logits.device)], rows).cpu()
+    return measured(metric, wiring.clean_logits).cpu()
 
 
 def faithfulness_curve(
@@ -246,218 +245,3 @@ def random_faithfulness(
             told.shares[draw * n : (draw + 1) * n], told.metric, told.choices, told.clusters, f"random {draw}",
         ) for draw in range(draws)
     ]  # fmt: skip
-
-
-# ---- completeness and minimality
-
-
-@dataclass(frozen=True)
-class Completeness:
-    """The circuit against the model, with the same nodes taken away from both (Wang et al. 2023).
-
-    Attributes:
-        sets: the nodes taken away.
-        circuit: [set, pair] metric of the circuit without them.
-        model: [set, pair] metric of the model without them.
-        gap: metric of the whole model less that with everything ablated, the unit of `incompleteness`.
-        greedy: how many of the sets, at the end, were grown to make the difference large.
-        choices: what was ablated, by what.
-    """
-
-    sets: tuple[tuple[str, ...], ...]
-    circuit: Float[Tensor, "set pair"]
-    model: Float[Tensor, "set pair"]
-    gap: float
-    greedy: int
-    choices: Choices
-
-    @property
-    def incompleteness(self) -> Float[Tensor, " set"]:
-        """|mean F(C less K) - mean F(M less K)| as a share of the gap, for each set K; 0 is complete."""
-        return (self.circuit.mean(1) - self.model.mean(1)).abs() / abs(self.gap)
-
-    @property
-    def worst(self) -> tuple[tuple[str, ...], float]:
-        """The set that tells circuit and model apart most, and by how much."""
-        place = int(self.incompleteness.argmax())
-        return self.sets[place], float(self.incompleteness[place])
-
-
-def completeness(
-    wiring: Wiring,
-    circuit: Circuit,
-    metric: Metric,
-    *,
-    sets: int = 20,
-    greedy: int = 5,
-    runs: int = 3,
-    candidates: int = 10,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Completeness:
-    """Take the same nodes out of the circuit and out of the model: does the rest still agree?
-
-    Args:
-        wiring: the model on the prompts to measure on.
-        circuit: of its graph.
-        metric: of its pairs.
-        sets: random sets, each node in it with probability one half.
-        greedy: nodes that each greedy set grows to (a prefix of every length counts as a set).
-        runs: greedy searches, each from another draw.
-        candidates: nodes tried at each step of a search, drawn among those that are left.
-        seed: of all draws.
-        progress: called with sets done and in all.
-    """
-    nodes = [node for node in circuit.nodes if node not in ("embed", "position")]
-    if not nodes:
-        raise DataError("The circuit has no heads or MLPs to take away, so completeness is not defined.")
-    generator = np.random.default_rng(seed)
-    chosen = [tuple(np.array(nodes)[generator.random(len(nodes)) < 0.5].tolist()) for _ in range(sets)]
-    ends = _ends(wiring, metric)
-    total = sets + runs * greedy
-    pieces = [_both(wiring, circuit, metric, chosen)] if chosen else []
-    for run in range(runs):
-        grown: tuple[str, ...] = ()
-        for step in range(min(greedy, len(nodes))):
-            left = [node for node in nodes if node not in grown]
-            tried = [left[i] for i in generator.permutation(len(left))[:candidates]]
-            found = _both(wiring, circuit, metric, [(*grown, node) for node in tried])
-            best = int((found[0].mean(1) - found[1].mean(1)).abs().argmax())
-            grown = (*grown, tried[best])
-            chosen.append(grown)
-            pieces.append((found[0][best : best + 1], found[1][best : best + 1]))
-            if progress is not None:
-                progress(sets + run * greedy + step + 1, total)
-    mine, model = (torch.cat([piece[side] for piece in pieces]) for side in (0, 1))
-    return Completeness(tuple(chosen), mine, model, ends, len(chosen) - sets, wiring.ablation.choices())
-
-
-def _both(
-    wiring: Wiring, circuit: Circuit, metric: Metric, sets: Sequence[Sequence[str]]
-) -> tuple[Float[Tensor, "set pair"], Float[Tensor, "set pair"]]:
-    whole = Circuit.whole(circuit.graph)
-    masks = [one.without(nodes).mask for one in (circuit, whole) for nodes in sets]
-    values = wiring.run(torch.stack(masks), metric)
-    return values[: len(sets)], values[len(sets) :]
-
-
-def _ends(wiring: Wiring, metric: Metric) -> float:
-    """The metric's gap between the model and nothing."""
-    nothing = wiring.run(torch.zeros_like(wiring.graph.allowed)[None], metric)[0]
-    gap = float(clean_metric(wiring, metric).mean() - nothing.mean())
-    if gap == 0.0:
-        raise DataError("The model scores the same with every edge ablated, so there is no behaviour to explain.")
-    return gap
-
-
-@dataclass(frozen=True)
-class Minimality:
-    """What each part of a circuit adds to it.
-
-    Attributes:
-        parts: nodes, or edges as "source->destination".
-        change: [part], the largest |F(C less K) - F(C less K and the part)| over the sets K tried, as a share of the
-            gap between model and nothing.
-        sets: how many sets K were tried, the empty one among them.
-        choices: what was ablated, by what.
-    """
-
-    parts: tuple[str, ...]
-    change: Float[Tensor, " part"]
-    sets: int
-    choices: Choices
-
-    def needless(self, least: float = 0.01) -> tuple[str, ...]:
-        """Parts that change the score by less than a share of the gap (Wang et al. ask for 1 %)."""
-        return tuple(part for part, change in zip(self.parts, self.change.tolist(), strict=True) if change < least)
-
-
-def minimality(
-    wiring: Wiring,
-    circuit: Circuit,
-    metric: Metric,
-    *,
-    level: str = "nodes",
-    sets: int = 4,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Minimality:
-    """Take each part out of the circuit, and out of the circuit without some others (which may stand in for it).
-
-    Args:
-        wiring: the model on the prompts to measure on.
-        circuit: of its graph.
-        metric: of its pairs.
-        level: "nodes" or "edges".
-        sets: random sets of other nodes (each with probability one quarter), besides the empty one.
-        seed: of the sets.
-        progress: called with rows done and in all.
-    """
-    if level not in ("nodes", "edges"):
-        raise DataError(f"Minimality of {level!r} is unknown.", remedy="It is of 'nodes' or 'edges'.")
-    nodes = circuit.nodes
-    parts = nodes if level == "nodes" else tuple(f"{source}->{end}" for source, end in circuit.edges)
-    if not parts:
-        raise DataError("The circuit is empty.")
-    generator = np.random.default_rng(seed)
-    out = [(), *(tuple(np.array(nodes)[generator.random(len(nodes)) < 0.25].tolist()) for _ in range(sets))]
-    masks = []
-    for taken in out:
-        base = circuit.without(taken).mask
-        masks.append(base)
-        for part in parts:
-            mask = base.clone()
-            if level == "nodes":
-                mask[circuit.rows([part])] = False
-            else:
-                source, _, end = part.partition("->")
-                mask[circuit.graph.edge(source, end)] = False
-            masks.append(mask)
-    values = wiring.run(torch.stack(masks), metric, progress=progress).mean(1).reshape(len(out), 1 + len(parts))
-    change = (values[:, 1:] - values[:, :1]).abs().max(0).values / abs(_ends(wiring, metric))
-    return Minimality(tuple(parts), change, len(out), wiring.ablation.choices())
-
-
-# ---- stability
-
-
-@dataclass(frozen=True)
-class Stability:
-    """How much circuits of the same behaviour agree (over resampled prompts, seeds, templates).
-
-    Attributes:
-        edges: [pair of circuits] Jaccard index of their edges.
-        nodes: [pair of circuits] Jaccard index of their nodes.
-        inclusion: [source, destination] share of the circuits that have each edge.
-        n: circuits.
-    """
-
-    edges: Float[Tensor, " couple"]
-    nodes: Float[Tensor, " couple"]
-    inclusion: Float[Tensor, "source destination"]
-    n: int
-
-    @property
-    def mean(self) -> float:
-        """Mean Jaccard index of edges over all couples."""
-        return float(self.edges.mean())
-
-
-def stability(circuits: Sequence[Circuit]) -> Stability:
-    """Compare circuits with each other; two of them at least."""
-    if len(circuits) < 2:
-        raise DataError("Stability needs two circuits at least.")
-    if any(circuit.graph != circuits[0].graph for circuit in circuits):
-        raise DataError("The circuits are of different graphs.")
-    masks = torch.stack([circuit.mask for circuit in circuits])
-    by_edge, by_node = _jaccard(masks.flatten(1)), _jaccard(masks.any(2))
-    return Stability(by_edge, by_node, masks.double().mean(0), len(circuits))
-
-
-def _jaccard(masks: Tensor) -> Float[Tensor, " couple"]:
-    sets = masks.double()
-    shared, size = sets @ sets.T, sets.sum(1)
-    union = size[:, None] + size[None] - shared
-    index = torch.where(union > 0, shared / union.clamp(min=1), torch.ones_like(union))
-    first, second = torch.triu_indices(len(sets), len(sets), offset=1)
-    return index[first, second]

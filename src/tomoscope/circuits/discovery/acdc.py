@@ -33,13 +33,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tomoscope.circuits.circuit import Circuit, inputs_matrix
+from tomoscope.circuits.discovery.damage import Damage
 from tomoscope.circuits.discovery.select import Scored
 from tomoscope.circuits.graph import LOGITS, Graph
-from tomoscope.circuits.metrics import KL, Metric
+from tomoscope.circuits.metrics import Metric
 from tomoscope.circuits.wiring import Wiring
 from tomoscope.errors import DataError
 
-DAMAGES = ("value", "drop", "change")
 RECENT, MOST = 16, 64
 Progress = Callable[[int, int], None]
 
@@ -116,20 +116,17 @@ def acdc(
     Raises:
         DataError: an unknown damage, a threshold below 0, or fewer than one run a batch.
     """
-    metric = KL(wiring.clean_logits) if metric is None else metric
-    damage = ("value" if isinstance(metric, KL) else "change") if damage is None else damage
-    if damage not in DAMAGES:
-        raise DataError(f"The damage {damage!r} is unknown.", remedy=f"It is one of {', '.join(DAMAGES)}.")
+    damages = Damage.of(wiring, metric, damage)
     if not threshold >= 0 or speculation < 1:
         raise DataError(f"A threshold of {threshold} with {speculation} runs a batch can't be run.")
-    search = _Search(wiring, metric, threshold, damage, _guesses(prior, threshold), speculation)
+    search = _Search(wiring, damages, threshold, _guesses(prior, threshold), speculation)
     search.run(progress)
     scores = torch.zeros(wiring.graph.allowed.shape, dtype=torch.float64)
     for step in search.trace:
         scores[step.row, step.column] = step.added
     how = {
-        "method": "ACDC", "threshold": threshold, "metric": metric.name, "damage": damage, "prompts": len(wiring),
-        "choices": wiring.ablation.choices().to_json(),
+        "method": "ACDC", "threshold": threshold, "metric": damages.metric.name, "damage": damages.kind,
+        "prompts": len(wiring), "choices": wiring.ablation.choices().to_json(),
     }  # fmt: skip
     circuit = Circuit(wiring.graph, torch.from_numpy(search.mask), scores, how).pruned()
     return ACDCRun(circuit, tuple(search.trace), threshold, search.start, search.masks_run, search.rounds)
@@ -193,13 +190,12 @@ class _Search:
     def __init__(
         self,
         wiring: Wiring,
-        metric: Metric,
+        damages: Damage,
         threshold: float,
-        damage: str,
         guesses: Bool[np.ndarray, "source destination"] | None,
         speculation: int,
     ) -> None:
-        self.wiring, self.metric, self.threshold, self.damage = wiring, metric, threshold, damage
+        self.wiring, self.damages, self.threshold = wiring, damages, threshold
         self.guesses, self.speculation = guesses, speculation
         graph = wiring.graph
         self.order = edge_order(graph)
@@ -211,28 +207,17 @@ class _Search:
         self.recent: list[bool] = []
         self.batch = min(8, speculation)
         self.masks_run = self.rounds = 0
-        rows = torch.arange(len(wiring))
-        logits = wiring.clean_logits
-        self.clean = metric(logits if metric.tokens is None else logits[:, metric.tokens.to(logits.device)], rows).cpu()
-        self.start = self.current = float(self._damages(self.clean[None])[0])
-
-    def _damages(self, values: Float[Tensor, "mask pair"]) -> Float[np.ndarray, " mask"]:
-        if self.damage == "value":
-            out = values
-        else:
-            fell = self.clean - values
-            out = fell if self.damage == "drop" else fell.abs()
-        return out.double().mean(1).numpy()
+        self.start = self.current = float(damages(damages.clean.double()))
 
     def run(self, progress: Progress | None) -> None:
         """Decide every edge."""
         while self.place < len(self.order):
             tried, masks = self._plan()
             if tried:
-                values = self.wiring.run(torch.from_numpy(np.stack(masks)), self.metric)
+                values = self.wiring.run(torch.from_numpy(np.stack(masks)), self.damages.metric)
                 self.masks_run += len(tried)
                 self.rounds += 1
-                self._decide(tried, self._damages(values))
+                self._decide(tried, self.damages(values.double()).numpy())
             if progress is not None:
                 progress(self.place, len(self.order))
 
