@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from functools import cache
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tests.circuits.reference_eap import SCORES, TOKENS, reference_subject
 from tests.zoo import ZOO
 from tomoscope import open_model
 from tomoscope.circuits import Graph
@@ -30,18 +30,16 @@ def graph(name: str, *, position: bool = False) -> Graph:
 
 
 @cache
-def reference() -> tuple[Subject, Graph, dict[str, np.ndarray], dict]:
-    """The reference's model, its graph, the numbers and what they are of."""
-    opened = open_model(str(REFERENCE), dtype="float64")
-    numbers = dict(np.load(REFERENCE / "eap_ref.npz"))
-    return opened, Graph.of(opened), numbers, json.loads((REFERENCE / "eap_ref.json").read_text())
+def reference() -> tuple[Subject, Graph, dict[str, np.ndarray]]:
+    """The reference's model, its graph and its numbers."""
+    opened = reference_subject()
+    return opened, Graph.of(opened), dict(SCORES)
 
 
 def ours(graph: Graph, matrix: np.ndarray) -> torch.Tensor:
     """A matrix of the reference in our order of rows and columns."""
-    told = json.loads((REFERENCE / "eap_ref.json").read_text())
-    rows = [told["src_nodes"].index("input" if s == "embed" else s) for s in graph.sources]
-    columns = [told["dst_nodes"].index(d) for d in graph.destinations]
+    rows = [TOKENS["sources"].index("input" if s == "embed" else s) for s in graph.sources]
+    columns = [TOKENS["destinations"].index(d) for d in graph.destinations]
     return torch.from_numpy(matrix[np.ix_(rows, columns)])
 
 

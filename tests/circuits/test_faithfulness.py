@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import transformers
 
-from tests.circuits.graphs import REFERENCE, graph, ours, reference, subject
+from tests.circuits.graphs import graph, ours, reference, subject
+from tests.circuits.reference_eap import reference_metric, reference_pairs
 from tomoscope.circuits import Circuit, LogitDifference, Pairs
 from tomoscope.circuits.ablation import Ablation
 from tomoscope.circuits.completeness import completeness, minimality, stability
@@ -23,15 +23,9 @@ from tomoscope.errors import DataError
 
 @cache
 def reference_wiring() -> tuple[Wiring, LogitDifference]:
-    opened, g, _, told = reference()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(REFERENCE / "tok")
-    clean, corrupted = (
-        opened.tokens([[tokenizer.bos_token_id, *tokenizer(row[side])["input_ids"]] for row in told["data"]])
-        for side in (0, 1)
-    )
-    answers = torch.tensor([row[2] for row in told["data"]])
-    metric = LogitDifference(answers[:, :1], answers[:, 1:])
-    return Wiring(opened, clean, g, ablation=Ablation.paired(corrupted)), metric
+    opened, g, _ = reference()
+    pairs = reference_pairs()
+    return Wiring(opened, pairs.clean, g, ablation=Ablation.paired(pairs.corrupted)), reference_metric()
 
 
 @pytest.mark.parametrize("kind", ["topn", "greedy"])

@@ -16,7 +16,7 @@ from tomoscope.errors import DataError, SiteError
 
 
 def test_the_references_file_is_read_and_written_back(tmp_path) -> None:
-    _, g, numbers, _ = reference()
+    _, g, numbers = reference()
     circuit = read_eap_ig(REFERENCE / "graph_eapig.json", g)
     expected = ours(g, numbers["EAP-IG-inputs_bs1"]).double()
     assert circuit.scores is not None
@@ -80,7 +80,7 @@ def test_what_the_format_cannot_hold_is_refused(tmp_path) -> None:
 
 
 def test_a_submission_has_scores_or_nine_circuits(tmp_path) -> None:
-    _, g, numbers, _ = reference()
+    _, g, numbers = reference()
     given = SimpleNamespace(graph=g, scores=ours(g, numbers["EAP-IG-inputs_bs1"]))
     (path,) = write_mib(given, tmp_path, task="ioi", model="gpt2", d_model=32)
     assert path == tmp_path / "ioi_gpt2" / "importances.json"

@@ -20,7 +20,7 @@ def scored(g: Graph, seed: int = 0) -> SimpleNamespace:
 
 @pytest.mark.parametrize("n", [0, 5, 10, 20, 50, 100, 262])
 def test_masks_are_the_references(n: int) -> None:
-    _, g, numbers, _ = reference()
+    _, g, numbers = reference()
     given = SimpleNamespace(graph=g, scores=ours(g, numbers["EAP-IG-inputs_bs1"]))
     for kind, choose in (("topn", top_edges), ("greedy", greedy_edges)):
         expected = ours(g, numbers[f"circuit_{kind}_{n}_mask"])

@@ -14,13 +14,13 @@ The share of the loss that is recovered is (scrubbed - random) / (model - random
 counts, 0 where answers are as good as those of other prompts.
 
 How it can mislead: a hypothesis that says less is easier to satisfy (a claim whose feature is the whole prompt
-constrains nothing), so compare recoveries of hypotheses that say as much; a recovery above 1 or a good one for the wrong
-reason (two errors that cancel in the mean) is possible. Prompts stand position by position, so all have one length.
-A claim that reads nothing is computed whole on the prompt that is drawn for it: its own inside is not tested.
+constrains nothing), so compare recoveries of hypotheses that say as much. A recovery can be good for the wrong reason
+(two errors that cancel in the mean), and above 1. Prompts stand position by position, so all have one length. A claim
+that reads nothing is computed whole on the prompt that is drawn for it: its own inside is not tested.
 Source: Chan et al. 2022 (Causal Scrubbing).
 
-Steps: what every source adds for every prompt; the tree from its leaves to the logits, each claim as one run of the
-base prompts in which its parts' inputs are mixed from what was scrubbed below; the metric against the base's answers.
+Steps: what every source adds for every prompt; the tree from its leaves to the logits, each claim as one run of random
+prompts, whose inputs into the claim's parts take what was scrubbed below; the metric against each prompt's own answers.
 """
 
 from __future__ import annotations
@@ -38,9 +38,7 @@ from tomoscope.circuits.ablation import Ablation
 from tomoscope.circuits.circuit import inputs_matrix
 from tomoscope.circuits.graph import LOGITS, Graph
 from tomoscope.circuits.metrics import Metric
-from tomoscope.circuits.ports import Ports
-from tomoscope.circuits.rewired import Rewired
-from tomoscope.circuits.sources import Sources, Watch
+from tomoscope.circuits.sources import Sources
 from tomoscope.circuits.wiring import Wiring
 from tomoscope.errors import AlignmentError, DataError, SiteError
 from tomoscope.model import Subject
@@ -151,9 +149,9 @@ def scrub(
     wiring = Wiring(subject, prompts, graph, ablation=Ablation.zero())
     if len(set(wiring.batch.lengths)) > 1:
         raise AlignmentError(
-            f"The prompts have different lengths ({sorted(set(wiring.batch.lengths))} tokens), so one can't stand in for "
-            "another.", remedy="Scrub prompts of one length at a time.",
-        )  # fmt: skip
+            f"The prompts have {sorted(set(wiring.batch.lengths))} tokens, so one can't stand in for another.",
+            remedy="Scrub prompts of one length at a time.",
+        )
     _check(wiring.graph, hypothesis, len(wiring))
     scrubber = _Scrubber(wiring, np.random.default_rng(seed))
     everyone = torch.arange(len(wiring))
@@ -194,9 +192,10 @@ def _check(graph: Graph, root: Claim, n: int) -> None:
             rows = [graph.sources.index(part) for part in read.claim.parts]
             for row in rows:
                 if not any(bool(graph.allowed[row, column]) for column in into):
+                    by = f" by {', '.join(read.via)}" if read.via else ""
                     raise SiteError(
-                        f"{graph.sources[row]} ({read.claim.name!r}) is not computed before {', '.join(claim.parts)} "
-                        f"({claim.name!r}), so it can't be read there{' by ' + ', '.join(read.via) if read.via else ''}."
+                        f"{graph.sources[row]} ({read.claim.name!r}) can't be read{by} in {', '.join(claim.parts)} "
+                        f"({claim.name!r}): there is no such edge."
                     )
 
 
@@ -221,17 +220,13 @@ class _Scrubber:
 
     def logits(self, root: Claim) -> Float[Tensor, "prompt vocab"]:
         """Scrubbed logits of every prompt."""
-        if not root.reads:
-            return self.wiring.clean_logits
-        return self._run(root, torch.arange(self.n))[1]
+        return self._run(root, torch.arange(self.n))[1] if root.reads else self.wiring.clean_logits
 
-    def value(self, claim: Claim, prompts: Int[Tensor, " row"]) -> Sources:
-        """What a claim's parts add, scrubbed, for some prompts (in the places of its parts; elsewhere anything)."""
-        if not claim.reads:
-            return self.wiring.clean.take(prompts)
-        return self._run(claim, prompts)[0]
+    def _value(self, claim: Claim, prompts: Int[Tensor, " prompt"]) -> Sources:
+        """What a claim's parts add, scrubbed, for some prompts; what stands in the places of others means nothing."""
+        return self._run(claim, prompts)[0] if claim.reads else self.wiring.clean.take(prompts)
 
-    def _agreeing(self, claim: Claim, prompts: Tensor) -> Tensor:
+    def _agreeing(self, claim: Claim, prompts: Int[Tensor, " prompt"]) -> Int[Tensor, " prompt"]:
         """For each prompt another (or itself) with the same label."""
         places: dict[Hashable, list[int]] = {}
         for row, value in enumerate(claim.values):
@@ -239,83 +234,46 @@ class _Scrubber:
         drawn = [places[claim.values[row]] for row in prompts.tolist()]
         return torch.tensor([one[self.generator.integers(len(one))] for one in drawn])
 
-    def _run(self, claim: Claim, prompts: Tensor) -> tuple[Sources, Tensor]:
+    def _run(self, claim: Claim, prompts: Int[Tensor, " prompt"]) -> tuple[Sources, Float[Tensor, "prompt vocab"]]:
         """One run in which a claim's parts have scrubbed inputs; everything else is a random prompt's."""
         other = torch.from_numpy(self.generator.integers(0, self.n, self.n))
         base = self.wiring.clean.take(other)
-        absent = torch.zeros(self.graph.allowed.shape)
-        replaced = base
+        added: dict[int, Tensor] = {}
         for read in claim.reads:
-            value = self.value(read.claim, self._agreeing(read.claim, prompts))
-            rows = [self.graph.sources.index(part) for part in read.claim.parts]
-            replaced = _put(self.graph, replaced, value, rows)
-            for column in _columns(self.graph, claim.parts, read.via):
-                absent[rows, column] = 1.0
+            value = self._value(read.claim, self._agreeing(read.claim, prompts))
+            columns = _columns(self.graph, claim.parts, read.via)
+            for part in read.claim.parts:
+                row = self.graph.sources.index(part)
+                difference = self._difference(row, value, base)
+                for column in columns:
+                    if self.graph.allowed[row, column]:
+                        added[column] = added[column] + difference if column in added else difference
+        mask = self.graph.allowed.clone()
         if claim.parts != (LOGITS,):
             # what these parts now write is for each other alone: all else goes on as on the random prompt
             own = [self.graph.sources.index(part) for part in claim.parts]
-            outside = torch.ones(len(self.graph.destinations))
-            outside[_columns(self.graph, claim.parts, ())] = 0.0
-            absent[own] = torch.maximum(absent[own], outside)
+            inside = torch.zeros(len(self.graph.destinations), dtype=torch.bool)
+            inside[_columns(self.graph, claim.parts, ())] = True
+            mask[own] &= inside
         self.runs += 1
-        return self._pieces(other, replaced, absent * self.graph.allowed)
+        drawn = [self.wiring.batch.prompts[row] for row in other.tolist()]
+        there = Wiring(self.wiring.subject, drawn, ablation=Ablation.optimal(base), ports=self.ports)
+        return there.rewire(mask, added=added)
 
-    @torch.no_grad()
-    def _pieces(self, other: Tensor, replaced: Sources, absent: Tensor) -> tuple[Sources, Tensor]:
-        """Run the random prompts with some inputs replaced; gives what every source added, and the logits."""
-        from tomoscope.circuits.sources import cat
-
-        wiring = self.wiring
-        found = Wiring.__new__(Wiring)
-        found.__dict__.update(wiring.__dict__)
-        found.batch = wiring.subject.tokens([wiring.batch.prompts[row] for row in other.tolist()])
-        found.clean, found.ablated = wiring.clean.take(other), replaced
-        found.streams = tuple(stream[other.to(stream.device)] for stream in wiring.streams)
-        given = absent.to(wiring.subject.device, wiring.subject.dtype)[None]
-        parts, logits = [], []
-        for pairs, _ in found._pieces(given):
-            rewired = Rewired(found, pairs, (given != 0).any(0).any(-1).cpu())
-            seen = _Seen(found.subject, self.ports, rewired.count)
-            with seen.watch:
-                logits.append(found._logits(rewired, given, 0))
-            parts.append(seen.sources(found.clean.take(pairs)))
-        return cat(parts), torch.cat(logits)
-
-
-class _Seen:
-    """What each source adds in one call."""
-
-    def __init__(self, subject: Subject, ports: Ports, rows: int) -> None:
-        self.heads: dict[int, Tensor] = {}
-        self.outs: dict[int, Tensor] = {}
-        self.whole: dict[int, Tensor] = {}
-        self.watch = Watch(
-            subject, ports, first=0, rows=rows, heads=self._keep(self.heads), whole=self._keep(self.whole),
-            mlp=self._keep(self.outs),
-        )  # fmt: skip
-
-    def _keep(self, into: dict[int, Tensor]) -> Callable[[int, Tensor], None]:
-        return lambda layer, value: into.__setitem__(layer, value.clone())
-
-    def sources(self, clean: Sources) -> Sources:
-        """As sources; embeddings are those of the prompts that were run."""
-        return Sources(clean.embed, clean.position, self.heads, self.outs, self.whole)
-
-
-def _put(graph: Graph, sources: Sources, value: Sources, rows: Sequence[int]) -> Sources:
-    """Sources with some of them taken from others."""
-    embed, position = sources.embed, sources.position
-    heads, outs, whole = dict(sources.heads), dict(sources.outs), dict(sources.whole)
-    for row in rows:
-        node = graph.writers[row]
+    def _difference(self, row: int, value: Sources, base: Sources) -> Float[Tensor, "prompt position d_model"]:
+        """What a source adds in one set of runs less what it adds in another."""
+        node = self.graph.writers[row]
         if node.kind == "embed":
-            embed = value.embed
-        elif node.kind == "position":
-            position = value.position
-        elif node.kind == "head":
-            heads[node.layer] = heads[node.layer].clone()
-            heads[node.layer][:, :, node.head] = value.heads[node.layer][:, :, node.head]
-        else:
-            into, given = (outs, value.outs) if node.kind == "mlp" else (whole, value.whole)
-            into[node.layer] = given[node.layer]
-    return Sources(embed, position, heads, outs, whole)
+            return value.embed - base.embed
+        if node.kind == "position":
+            assert value.position is not None
+            assert base.position is not None
+            return value.position - base.position
+        if node.kind == "head":
+            port = self.ports.attention[node.layer]
+            assert port is not None
+            maps = self.ports.maps(self.wiring.subject, node.layer)[node.head, None]
+            z = (value.heads[node.layer] - base.heads[node.layer])[:, :, node.head, None]
+            return port.contributions(maps, z[None])[0, 0]
+        kind = "outs" if node.kind == "mlp" else "whole"
+        return getattr(value, kind)[node.layer] - getattr(base, kind)[node.layer]
