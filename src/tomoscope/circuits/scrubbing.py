@@ -178,9 +178,9 @@ def _check(graph: Graph, root: Claim, n: int) -> None:
     for claim in root:
         if len(claim.values) != n:
             raise DataError(f"The claim {claim.name!r} has {len(claim.values)} labels for {n} prompts.")
-        if claim is not root:
-            for part in claim.parts:
-                graph.edge(part, LOGITS)
+        for part in claim.parts if claim is not root else ():
+            graph.edge(part, LOGITS)
+    for claim in root:
         columns = _columns(graph, claim.parts, ())
         if claim.reads and not columns:
             raise DataError(f"The claim {claim.name!r} is of embeddings, which read nothing.")
