@@ -5,8 +5,8 @@
 
 Each edge has a gate from a hard-concrete distribution (Louizos et al. 2018): 0, 1, or between, with a gradient. The
 loss is the metric's damage under sampled gates, and a Lagrangian holds the expected number of open gates at a target
-that comes down from all edges to the one asked for. In the end the gates likeliest to be open are the circuit, and
-their log odds its scores.
+that comes down from all edges to the one asked for. In the end the gates likeliest to be open are the circuit,
+and that probability its scores.
 
 How it can mislead: the result is one of many masks that do as well (other seeds give others: see `stability`), it is
 fitted on its prompts and must be measured on others, and a mask that is learned can use what edges carry in ways in
@@ -46,7 +46,7 @@ class LearnedMask:
     """A learned mask.
 
     Attributes:
-        circuit: the gates likeliest to be open, dead ends pruned; its scores are their log odds.
+        circuit: the gates likeliest to be open, dead ends pruned; its scores are those probabilities.
         losses: [step] damage under the gates that were drawn.
         sizes: [step] expected number of open gates.
     """
@@ -58,7 +58,7 @@ class LearnedMask:
 
 @dataclass(frozen=True)
 class _Gates:
-    """The graph, and log odds of its edges as a matrix."""
+    """The graph, and the probability of each edge's gate to be open, as a matrix."""
 
     graph: Graph
     scores: Tensor
@@ -135,7 +135,7 @@ def learn_mask(
         if progress is not None:
             progress(step + 1, steps)
     scores = torch.full((graph.allowed.numel(),), torch.nan, dtype=torch.float64)
-    scores[places.cpu()] = logits.detach().double().cpu()
+    scores[places.cpu()] = open_probability(logits.detach().double()).cpu()
     chosen = top_edges(_Gates(graph, scores.reshape(graph.allowed.shape)), edges, absolute=False)
     how = {
         "method": "edge pruning", "metric": damages.metric.name, "damage": damages.kind,
