@@ -119,8 +119,8 @@ class Ablation:
 
     # ---- its values
 
-    def values(self, subject: Subject, batch: Batch, ports: Ports) -> Sources:
-        """What each source is replaced by, for the rows and columns of a batch.
+    def prepare(self, subject: Subject, batch: Batch, ports: Ports) -> Replacement:
+        """What is needed to give the values for any rows of a batch: prompts drawn, means taken.
 
         Raises:
             AlignmentError: paired prompts of other lengths, or a prompt longer than those a mean by position was
@@ -128,44 +128,34 @@ class Ablation:
             DataError: no other prompt of equal length to draw.
         """
         if self.kind == "zero":
-            return self._zeros(subject, batch, ports)
+            one = read_sources(subject, batch.take(slice(0, 1)), ports).sources
+            return Replacement(subject, ports, constants=one.map(lambda value: torch.zeros_like(value[:1, :1])))
         if self.kind == "optimal":
             if self.constants is None:
                 raise DataError("An optimal ablation needs its constants.", remedy="Learn them with fit_optimal.")
-            return self.constants
+            return Replacement(subject, ports, constants=self.constants)
         if self.kind == "resample":
             prompts = batch if self.prompts is None else subject.tokens(self.prompts)
             other = subject.tokens([prompts.prompts[i] for i in self._drawn(batch, prompts)])
-            return read_sources(subject, _aligned(batch, other), ports).sources
+            return Replacement(subject, ports, other=_aligned(batch, other))
         if self.prompts is None:
             raise DataError(f"The ablation {self.kind!r} needs prompts.", remedy=f"Ablation.{self.kind}(prompts).")
         other = subject.tokens(self.prompts)
         if self.kind == "paired":
-            return read_sources(subject, _aligned(batch, other), ports).sources
+            return Replacement(subject, ports, other=_aligned(batch, other))
         mean = means(subject, other, ports, by_position=self.kind == "mean_by_position")
         if self.kind == "mean":
-            return mean
-        longest = max(batch.lengths)
-        if longest > mean.embed.shape[1]:
+            return Replacement(subject, ports, constants=mean)
+        longest, known = max(batch.lengths), mean.embed.shape[1]
+        if longest > known:
             raise AlignmentError(
-                f"A prompt has {longest} tokens, but the means by position are of {mean.embed.shape[1]}.",
+                f"A prompt has {longest} tokens, but the means by position are of {known}.",
                 remedy="Take the means from prompts at least as long.",
             )
-        columns = (torch.arange(batch.width)[None] - batch.pads.cpu()[:, None]).clamp(0, mean.embed.shape[1] - 1)
-        return moved(mean, columns)
-
-    def take(self, rows: slice) -> Ablation:
-        """The ablation for some of the pairs."""
-        if self.kind != "paired" or not isinstance(self.prompts, Batch):
-            return self
-        return Ablation("paired", self.prompts.take(rows))
-
-    def _zeros(self, subject: Subject, batch: Batch, ports: Ports) -> Sources:
-        one = read_sources(subject, batch.take(slice(0, 1)), ports).sources
-        return one.map(lambda value: torch.zeros_like(value[:1, :1]))
+        columns = (torch.arange(batch.width)[None] - batch.pads.cpu()[:, None]).clamp(0, known - 1)
+        return Replacement(subject, ports, constants=mean, columns=columns)
 
     def _drawn(self, batch: Batch, prompts: Batch) -> list[int]:
-        generator = torch.Generator().manual_seed(self.seed)
         drawn = []
         for row, prompt in enumerate(batch.prompts):
             fitting = [
@@ -176,8 +166,35 @@ class Ablation:
                     f"No other prompt has the {len(prompt.ids)} tokens of prompt {row}, so none can take its place.",
                     remedy="Give more prompts of its length, or take a mean.",
                 )
+            generator = torch.Generator().manual_seed((self.seed << 20) + row)
             drawn.append(fitting[int(torch.randint(len(fitting), (), generator=generator))])
         return drawn
+
+
+@dataclass(frozen=True, eq=False)
+class Replacement:
+    """An ablation made ready for a batch; `take` gives its values for some rows, the same however they are cut.
+
+    Attributes:
+        subject: the model.
+        ports: of its graph.
+        other: prompts whose values are taken, row by row, or None.
+        constants: values by position or for all tokens, where no prompts are run.
+        columns: [pair, position], which of the constants' positions each column takes.
+    """
+
+    subject: Subject
+    ports: Ports
+    other: Batch | None = None
+    constants: Sources | None = None
+    columns: Tensor | None = None
+
+    def take(self, rows: slice) -> Sources:
+        """The values for some rows of the batch; prompts are run for this call."""
+        if self.other is not None:
+            return read_sources(self.subject, self.other.take(rows), self.ports).sources
+        assert self.constants is not None
+        return self.constants if self.columns is None else moved(self.constants, self.columns[rows])
 
 
 def _aligned(batch: Batch, other: Batch) -> Batch:

@@ -34,8 +34,8 @@ PROBE_TOKENS = 5
 
 
 @dataclass(frozen=True)
-class BranchNorm:
-    """A norm at a branch's end as a linear map with a scale a token: out = scale x weight x (y or y - mean) + bias.
+class NormMap:
+    """A norm as a linear map with a scale a token: out = scale x weight x (y or y - mean) + bias.
 
     Attributes:
         path: the module.
@@ -54,9 +54,27 @@ class BranchNorm:
         shaped = self.apply(y.float() if y.dtype != torch.float64 else y)
         return ((out - self.bias) * shaped).sum(-1) / shaped.square().sum(-1).clamp(min=1e-30)
 
+    def centre(self, y: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+        """The vector without its mean, where the norm removes it."""
+        return y - y.mean(-1, keepdim=True) if self.centred else y
+
     def apply(self, y: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
         """The map at scale one, without its bias."""
-        return (y - y.mean(-1, keepdim=True) if self.centred else y) * self.weight
+        return self.centre(y) * self.weight
+
+    def pull(
+        self,
+        gradient: Float[Tensor, "*rows d_model"],
+        y: Float[Tensor, "*rows d_model"],
+        scale: Float[Tensor, "*rows"],
+    ) -> Float[Tensor, "*rows d_model"]:
+        """The gradient at what went in, from the one at what came out: the scale's own dependence is in it.
+
+        With c = centred y and scale = 1 / sqrt(mean(c^2) + epsilon), the derivative of the scale is -scale^3 c / d.
+        """
+        centred, pulled = self.centre(y), gradient * self.weight * scale[..., None]
+        along = (centred * pulled).sum(-1, keepdim=True) * scale[..., None] ** 2 / y.shape[-1]
+        return self.centre(pulled - centred * along)
 
 
 @dataclass(frozen=True)
@@ -104,7 +122,7 @@ class AttentionPort:
     projection: str
     writer: str
     factor: float
-    branch: BranchNorm | None
+    branch: NormMap | None
     readers: tuple[int, ...]
     writers: tuple[int, ...]
 
@@ -240,7 +258,7 @@ def _fused_columns(weights: Weights, layer: int, which: str, total: int) -> Tens
     raise SiteError(f"Layer {layer}'s fused projection has a layout that was not recognised.")
 
 
-def _branch(subject: Subject, seen: Recording, block: Block, layer: int) -> BranchNorm | None:
+def _branch(subject: Subject, seen: Recording, block: Block, layer: int) -> NormMap | None:
     """What stands between the output projection and the stream: nothing, or a norm."""
     writer, projected = seen.calls[block.taps["attn.out"].path], seen.calls[block.projection]
     if close(writer.output, projected.output):
@@ -250,7 +268,7 @@ def _branch(subject: Subject, seen: Recording, block: Block, layer: int) -> Bran
             f"{writer.path} stands between layer {layer}'s heads and the stream and is no norm, so what a head adds to "
             "the stream is not known."
         )
-    norm = branch_norm(writer.module, writer.path, subject.facts.d_model or 1, projected.output)
+    norm = norm_map(writer.module, writer.path, subject.facts.d_model or 1, projected.output)
     assert projected.output is not None
     assert writer.output is not None
     y, out = projected.output.float(), writer.output.float()
@@ -260,8 +278,28 @@ def _branch(subject: Subject, seen: Recording, block: Block, layer: int) -> Bran
     return norm
 
 
+def norm_of(subject: Subject, path: str) -> NormMap:
+    """The map of one of the model's norms, checked on random vectors.
+
+    Raises:
+        SiteError: the module is neither an RMS norm nor a layer norm.
+    """
+    module, width = subject.model.get_submodule(path), subject.facts.d_model or 1
+    like = torch.zeros((), dtype=subject.dtype, device=subject.device)
+    made = norm_map(module, path, width, like)
+    generator = torch.Generator().manual_seed(0)
+    x = (3.0 * torch.randn(4, 2, width, generator=generator)).to(like)
+    with torch.no_grad():
+        out = module(x)
+    mine = made.apply(x) * made.scale(x, out)[..., None] + made.bias
+    close_enough = 1e-4 if subject.dtype in (torch.float32, torch.float64) else 3e-2
+    if float((mine - out).abs().max()) > close_enough * float(out.abs().max()):
+        raise SiteError(f"{path} is neither an RMS norm nor a layer norm, so no gradient can be taken through it.")
+    return made
+
+
 @torch.no_grad()
-def branch_norm(module: nn.Module, path: str, width: int, like: Tensor | None = None) -> BranchNorm:
+def norm_map(module: nn.Module, path: str, width: int, like: Tensor | None = None) -> NormMap:
     """A norm's weight, bias and centring from what it makes of three vectors (its epsilon is negligible on them)."""
     like = torch.zeros(()) if like is None else like
     signs = torch.where(torch.arange(width, device=like.device) % 2 == 0, 1.0, -1.0)
@@ -276,7 +314,7 @@ def branch_norm(module: nn.Module, path: str, width: int, like: Tensor | None = 
     weight = (up.to(precise) - bias) * base.square().mean().sqrt() / base
     # what rounding leaves of a bias that is not there
     bias = torch.where(bias.abs() < 1e-6 * weight.abs().max(), torch.zeros_like(bias), bias)
-    return BranchNorm(path, weight, bias, centred)
+    return NormMap(path, weight, bias, centred)
 
 
 # ---- MLP

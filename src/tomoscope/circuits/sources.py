@@ -4,14 +4,15 @@ A head's z (times the scale of a norm at its branch's end) is head_dim numbers a
 d_model, so that what is kept of a run grows with the model's sites and not with its edges; contributions are expanded
 from it where they are needed.
 
-Steps: hooks at each output projection and at each writer report z and outputs (`Watch`); `read_sources` keeps them.
+Steps: hooks at each output projection and at each writer report z and outputs (`Watch`); `Collected` keeps them;
+`read_sources` runs prompts so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -136,7 +137,7 @@ class Watch:
 
     def _attention(self, layer: int, port: AttentionPort) -> None:
         if not port.projection:
-            self._after(port.writer, lambda value: self.whole(layer, self._stream(value) * port.factor))
+            self._report(port.writer, lambda value: self.whole(layer, self._stream(value) * port.factor))
             return
         seen: dict[str, Tensor] = {}
         n_heads = len(port.writers)
@@ -167,18 +168,99 @@ class Watch:
             self.stack.callback(norm.register_forward_hook(after, with_kwargs=True).remove)
 
     def _mlp(self, layer: int, port: MLPPort) -> None:
-        self._after(port.writer, lambda value: self.mlp(layer, self._stream(value) * port.factor))
+        self._report(port.writer, lambda value: self.mlp(layer, self._stream(value) * port.factor))
 
-    def _after(self, path: str, report: Callable[[Tensor], None]) -> None:
-        def after(module: Any, args: tuple, output: Any) -> None:
-            value = unwrap(output)[0]
-            assert value is not None
-            report(value)
-
-        self.stack.callback(self.subject.model.get_submodule(path).register_forward_hook(after).remove)
+    def _report(self, path: str, report: Callable[[Tensor], None]) -> None:
+        self.stack.callback(self.subject.model.get_submodule(path).register_forward_hook(_after(report)).remove)
 
     def _stream(self, value: Tensor) -> Tensor:
         return value.reshape(self.rows, -1, value.shape[-1])
+
+
+class Collected:
+    """Collects what every source adds while the model runs; a context manager around the call.
+
+    Args:
+        subject: the model.
+        ports: of its graph.
+        rows: rows of the batch.
+        middles: also keep the stream that each MLP reads.
+    """
+
+    def __init__(self, subject: Subject, ports: Ports, rows: int, *, middles: bool = False) -> None:
+        self.subject, self.ports, self.rows, self.wants_middles = subject, ports, rows, middles
+        self.heads: dict[int, Tensor] = {}
+        self.outs: dict[int, Tensor] = {}
+        self.whole: dict[int, Tensor] = {}
+        self.added: dict[str, Tensor] = {}
+        self.streams: dict[int, Tensor] = {}
+        self.middles: dict[int, Tensor] = {}
+
+    def __enter__(self) -> Collected:
+        subject, ports, self.stack = self.subject, self.ports, ExitStack()
+        model, blocks = subject.model, subject.structure.blocks
+        try:
+            for name in ("embed", "pos_embed"):
+                tap = subject.structure.taps.get(name)
+                if tap is not None and tap.side == "out":
+                    hook = _after(lambda value, name=name, tap=tap: self._keep(self.added, name, value * tap.factor))
+                    self.stack.callback(model.get_submodule(tap.path).register_forward_hook(hook).remove)
+            for layer, block in enumerate(blocks):
+                self._before(block.path, self.streams, layer)
+                mlp = ports.mlp[layer]
+                if self.wants_middles and mlp is not None:
+                    self._before(mlp.norm or mlp.module, self.middles, layer)
+            end = _after(lambda value: self._keep(self.streams, len(blocks), value))
+            self.stack.callback(model.get_submodule(blocks[-1].path).register_forward_hook(end).remove)
+            self.stack.enter_context(
+                Watch(
+                    subject,
+                    ports,
+                    first=0,
+                    rows=self.rows,
+                    heads=lambda layer, value: self._keep(self.heads, layer, value),
+                    whole=lambda layer, value: self._keep(self.whole, layer, value),
+                    mlp=lambda layer, value: self._keep(self.outs, layer, value),
+                )
+            )
+        except BaseException:
+            self.stack.close()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stack.close()
+
+    def _before(self, path: str, into: dict[int, Tensor], layer: int) -> None:
+        def before(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+            value = main_input(args, kwargs)[0]
+            assert value is not None
+            self._keep(into, layer, value.reshape(self.rows, -1, value.shape[-1]))
+
+        module = self.subject.model.get_submodule(path)
+        self.stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+
+    def _keep(self, into: dict[Any, Tensor], name: Any, value: Tensor) -> None:
+        # a clone, since a family may go on to change the tensor in place
+        into[name] = value.detach().clone()
+
+    def sources(self) -> Sources:
+        """What was collected."""
+        start = self.streams[0]
+        embed = self.added["embed"] if self.ports.embeds and "embed" in self.added else start
+        position = None
+        if any(writer.kind == "position" for writer in self.ports.graph.writers):
+            position = self.added["pos_embed"].reshape(-1, *start.shape[1:]).expand(self.rows, -1, -1)
+        return Sources(embed.reshape(start.shape), position, self.heads, self.outs, self.whole)
+
+
+def _after(report: Callable[[Tensor], None]) -> Any:
+    def after(module: Any, args: tuple, output: Any) -> None:
+        value = unwrap(output)[0]
+        assert value is not None
+        report(value)
+
+    return after
 
 
 @dataclass(frozen=True)
@@ -189,11 +271,13 @@ class SourceRun:
         sources: what each source added.
         streams: [pair, position, d_model] into each block, and out of the last.
         logits: [pair, vocab] at each prompt's last token.
+        middles: layer -> the stream that its MLP reads, where asked for.
     """
 
     sources: Sources
     streams: tuple[Float[Tensor, "pair position d_model"], ...]
     logits: Float[Tensor, "pair vocab"]
+    middles: Mapping[int, Float[Tensor, "pair position d_model"]] = field(default_factory=dict)
 
 
 def calling_arguments(subject: Subject, batch: Batch) -> dict[str, Any]:
@@ -219,84 +303,32 @@ def last_logits(output: Any, batch: Batch) -> Float[Tensor, "pair vocab"]:
     return logits[rows, batch.last.to(logits.device)]
 
 
-def read_sources(subject: Subject, batch: Batch, ports: Ports, *, graph: bool = False) -> SourceRun:
+@torch.no_grad()
+def read_sources(subject: Subject, batch: Batch, ports: Ports, *, middles: bool = False) -> SourceRun:
     """Run prompts and keep what each source added, in pieces that fit memory.
 
     Args:
         subject: the model.
         batch: the prompts.
         ports: of its graph.
-        graph: keep the autograd graph (then in one piece).
+        middles: also keep the stream that each MLP reads.
     """
-    step = len(batch) if graph else min(len(batch), subject.rows_per_call(max(batch.width, 1)))
-    with torch.set_grad_enabled(graph):
-        parts = [_read(subject, batch.take(slice(i, i + step)), ports) for i in range(0, len(batch), max(1, step))]
+    step = max(1, min(len(batch), subject.rows_per_call(max(batch.width, 1))))
+    parts = [_read(subject, batch.take(slice(i, i + step)), ports, middles) for i in range(0, len(batch), step)]
     if len(parts) == 1:
         return parts[0]
     streams = tuple(torch.cat(values) for values in zip(*(part.streams for part in parts), strict=True))
-    return SourceRun(cat([p.sources for p in parts]), streams, torch.cat([p.logits for p in parts]))
+    between = {layer: torch.cat([part.middles[layer] for part in parts]) for layer in parts[0].middles}
+    return SourceRun(cat([p.sources for p in parts]), streams, torch.cat([p.logits for p in parts]), between)
 
 
-def _read(subject: Subject, batch: Batch, ports: Ports) -> SourceRun:
-    rows, blocks = len(batch), subject.structure.blocks
-    heads: dict[int, Tensor] = {}
-    outs: dict[int, Tensor] = {}
-    whole: dict[int, Tensor] = {}
-    streams: dict[int, Tensor] = {}
-    added: dict[str, Tensor] = {}
-    watch = Watch(
-        subject, ports, first=0, rows=rows, heads=heads.__setitem__, whole=whole.__setitem__, mlp=outs.__setitem__
-    )
-
-    def enter(layer: int) -> Any:
-        def keep(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-            value = main_input(args, kwargs)[0]
-            assert value is not None
-            streams[layer] = value.clone()
-
-        return keep
-
-    def leave(module: Any, args: tuple, output: Any) -> None:
-        value = unwrap(output)[0]
-        assert value is not None
-        streams[len(blocks)] = value.clone()
-
-    with ExitStack() as stack:
-        stack.enter_context(watch)
-        for name in ("embed", "pos_embed"):
-            tap = subject.structure.taps.get(name)
-            if tap is not None and tap.side == "out":
-                module = subject.model.get_submodule(tap.path)
-                stack.callback(module.register_forward_hook(_keeper(added, name, tap.factor)).remove)
-        for layer, block in enumerate(blocks):
-            module = subject.model.get_submodule(block.path)
-            stack.callback(module.register_forward_pre_hook(enter(layer), with_kwargs=True).remove)
-        stack.callback(subject.model.get_submodule(blocks[-1].path).register_forward_hook(leave).remove)
+def _read(subject: Subject, batch: Batch, ports: Ports, middles: bool) -> SourceRun:
+    with Collected(subject, ports, len(batch), middles=middles) as collected:
         logits = last_logits(subject.model(**calling_arguments(subject, batch)), batch)
-    whole_streams = tuple(streams[i] for i in range(len(blocks) + 1))
-    embed = added["embed"] if ports.embeds and "embed" in added else whole_streams[0]
-    position = None
-    if any(writer.kind == "position" for writer in ports.graph.writers):
-        position = added["pos_embed"].reshape(-1, *whole_streams[0].shape[1:])
-        position = position.expand(rows, -1, -1)
-    sources = Sources(embed.reshape(whole_streams[0].shape), position, heads, outs, whole)
-    return SourceRun(sources.map(lambda value: value.clone()), whole_streams, logits)
-
-
-def _keeper(into: dict[str, Tensor], name: str, factor: float) -> Any:
-    def keep(module: Any, args: tuple, output: Any) -> None:
-        value = unwrap(output)[0]
-        assert value is not None
-        into[name] = value * factor
-
-    return keep
+    streams = tuple(collected.streams[i] for i in range(ports.graph.n_layers + 1))
+    return SourceRun(collected.sources(), streams, logits, collected.middles)
 
 
 def moved(sources: Sources, columns: Int[Tensor, "pair position"]) -> Sources:
     """Values [1, place, ...] by a token's place, spread over the columns of a padded batch: [pair, position, ...]."""
     return sources.map(lambda value: value[0][columns.to(value.device)])
-
-
-def without_position(sources: Sources) -> Sources:
-    """The same with no position embedding among the sources."""
-    return replace(sources, position=None)

@@ -29,7 +29,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tomoscope.circuits.ablation import Ablation
@@ -56,6 +56,8 @@ class Wiring:
         graph: of the model; `Graph.of(subject)` by default.
         ablation: what an absent edge carries.
         ports: of the graph, where they are known already.
+        ablated: the ablation's values for these prompts, where they are known already.
+        numbers: which of a metric's pairs the prompts are, where they are not all of them.
 
     Attributes:
         clean: what each source adds in the run without ablation.
@@ -71,6 +73,8 @@ class Wiring:
         *,
         ablation: Ablation,
         ports: Ports | None = None,
+        ablated: Sources | None = None,
+        numbers: Int[Tensor, " pair"] | None = None,
     ) -> None:
         self.subject, self.ablation = subject, ablation
         self.batch: Batch = subject.tokens(prompts)  # ty: ignore[invalid-argument-type]
@@ -78,7 +82,8 @@ class Wiring:
         self.graph = self.ports.graph
         run = read_sources(subject, self.batch, self.ports)
         self.clean, self.streams, self.clean_logits = run.sources, run.streams, run.logits
-        self.ablated: Sources = ablation.values(subject, self.batch, self.ports)
+        self.ablated = ablated or ablation.prepare(subject, self.batch, self.ports).take(slice(None))
+        self.numbers = torch.arange(len(self.batch)) if numbers is None else numbers
 
     def __len__(self) -> int:
         return len(self.batch)
@@ -102,18 +107,20 @@ class Wiring:
         order, done = starts.argsort(stable=True), 0
         for pairs, step in self._pieces(absent):
             rewired = Rewired(self, pairs, _ever(absent))
-            rows = torch.arange(len(self))[pairs]
+            rows, numbers = torch.arange(len(self))[pairs], self.numbers[pairs]
             for chunk in order.split(step):
                 part = absent[chunk]
                 logits = self._logits(rewired, part, int(starts[chunk[0]]))
-                tokens = metric.tokens
-                logits = logits if tokens is None else logits[:, tokens.to(logits.device)]
-                values = metric(logits, rows.repeat(len(chunk)))
+                values = metric(_wanted(logits, metric), numbers.repeat(len(chunk)))
                 out[chunk[:, None], rows[None]] = values.reshape(len(chunk), -1).to(out)
                 done += len(chunk) * len(rows)
                 if progress is not None:
                     progress(done, len(masks) * len(self))
         return out
+
+    def clean_metric(self, metric: Metric) -> Float[Tensor, " pair"]:
+        """The metric of each pair with no edge ablated."""
+        return metric(_wanted(self.clean_logits, metric), self.numbers).cpu()
 
     def logits(self, masks: Tensor) -> Float[Tensor, "*mask pair vocab"]:
         """Logits at the last token with the edges of a mask kept.
@@ -241,3 +248,8 @@ class Wiring:
 def _ever(absent: Tensor) -> Bool[Tensor, " source"]:
     """Which sources any mask misses."""
     return (absent.detach() != 0).any(0).any(-1).cpu()
+
+
+def _wanted(logits: Tensor, metric: Metric) -> Tensor:
+    tokens = metric.tokens
+    return logits if tokens is None else logits[:, tokens.to(logits.device)]
