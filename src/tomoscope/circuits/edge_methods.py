@@ -84,9 +84,7 @@ class Work:
 
     def gradients(self, batch: Batch, numbers: Tensor, path: Path, *, watch: Collected | None = None) -> InputGradients:
         """`input_gradients` of this work."""
-        return input_gradients(
-            self.subject, self.ports, self.norms, batch, self.metric, numbers, path, watch=watch
-        )
+        return input_gradients(self.subject, self.ports, self.norms, batch, self.metric, numbers, path, watch=watch)
 
     def products(self, differences: Sources, gradients: InputGradients, batch: Batch, by_position: bool) -> Tensor:
         """`edge_products` of this work, padded to the places of all pairs."""
