@@ -6,7 +6,7 @@ layer that is run are the same for every mask and kept once a pair; those above 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +29,17 @@ class Rewired:
         wiring: the model, its ports, its clean and ablated sources.
         pairs: which of the wiring's pairs.
         ever: [source], those that any mask misses; of the others nothing is computed.
+        added: column -> [pair, position, d_model] of all pairs, added to that destination's input besides.
     """
 
-    def __init__(self, wiring: Wiring, pairs: slice, ever: Bool[Tensor, " source"]) -> None:
+    def __init__(
+        self,
+        wiring: Wiring,
+        pairs: slice,
+        ever: Bool[Tensor, " source"],
+        added: Mapping[int, Float[Tensor, "pair position d_model"]] | None = None,
+    ) -> None:
+        self.added = {column: value[pairs] for column, value in (added or {}).items()}
         self.wiring, self.subject, self.ports, self.pairs = wiring, wiring.subject, wiring.ports, pairs
         self.graph = self.ports.graph
         self.clean, self.ablated = wiring.clean.take(pairs), wiring.ablated.take(pairs)
@@ -123,6 +131,9 @@ class _Call:
         self.changed = torch.ones_like(absent, dtype=torch.bool)
         if not self.differentiable:
             self.changed = (absent != 0).cpu()
+        self.changed[:, 0, list(rewired.added)] = (
+            True  # whatever the row: these destinations have an input of their own
+        )
         used = self.changed.any(0).any(-1)
         self.base = [row for row in rewired.kept if rewired.layers[row] < start and used[row]]
         self.above = [row for row in rewired.kept if rewired.layers[row] >= start]
@@ -259,6 +270,7 @@ class _Call:
             below = self.rewired.below(base).to(stream.dtype)
             mixed = mixed + (coefficients[..., base].flatten(0, 1) @ below).reshape(mixed.shape)
         mixed = self._mix_above(mixed, coefficients, [row for row in self.above if row < before], active)
+        mixed = self._mix_added(mixed, slots, readers)
         return mixed.reshape(*slots.shape, self.pairs, self.width, -1), active, slots
 
     def _mix_above(self, mixed: Tensor, coefficients: Tensor, rows: list[int], active: Tensor) -> Tensor:
@@ -275,6 +287,14 @@ class _Call:
         written = self.buffer[:, : len(rows)]
         written = written if len(active) == self.masks else written[active.to(written.device)]
         return torch.baddbmm(mixed, coefficients[..., rows], written)
+
+    def _mix_added(self, mixed: Tensor, slots: Tensor, readers: Sequence[int]) -> Tensor:
+        given = [(place, self.rewired.added[one]) for place, one in enumerate(readers) if one in self.rewired.added]
+        if given:
+            mixed = mixed.clone()
+        for place, value in given:
+            mixed[(slots == place).to(mixed.device)] += value.reshape(-1).to(mixed)
+        return mixed
 
     def into_logits(self, value: Tensor) -> Tensor:
         """The last stream with what the logits miss."""

@@ -25,7 +25,7 @@ Sources: Conmy et al. 2023 (arXiv:2304.14997) and Hanna et al. 2024 (arXiv:2403.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
 import torch
@@ -37,7 +37,7 @@ from tomoscope.circuits.graph import Graph
 from tomoscope.circuits.metrics import Metric
 from tomoscope.circuits.ports import Ports
 from tomoscope.circuits.rewired import Rewired
-from tomoscope.circuits.sources import Sources, calling_arguments, last_logits, read_sources
+from tomoscope.circuits.sources import Sources, Watch, calling_arguments, cat, last_logits, read_sources
 from tomoscope.errors import DataError
 from tomoscope.model import Batch, Subject
 from tomoscope.model.bypass import bypassing
@@ -151,6 +151,35 @@ class Wiring:
                 parts.append(torch.cat(found))
             out = torch.cat(parts, dim=1)
         return out if masks.dim() == 3 else out[0]
+
+    @torch.no_grad()
+    def rewire(
+        self,
+        mask: Tensor,
+        *,
+        added: Mapping[int, Float[Tensor, "pair position d_model"]] | None = None,
+    ) -> tuple[Sources, Float[Tensor, "pair vocab"]]:
+        """What every source adds, and the logits at the last token, with the edges of one mask kept.
+
+        Args:
+            mask: [source, destination].
+            added: column of a destination -> what is added to its input besides.
+        """
+        absent = self._absent(mask[None])
+        sources, logits = [], []
+        for pairs, _ in self._pieces(absent):
+            rewired = Rewired(self, pairs, _ever(absent), added)
+            parts: dict[str, dict[int, Tensor]] = {"heads": {}, "outs": {}, "whole": {}}
+            watch = Watch(
+                self.subject, self.ports, first=0, rows=rewired.count, heads=parts["heads"].__setitem__,
+                whole=parts["whole"].__setitem__, mlp=parts["outs"].__setitem__,
+            )  # fmt: skip
+            with watch:
+                logits.append(self._logits(rewired, absent, 0))
+            clean = self.clean.take(pairs)
+            seen = Sources(clean.embed, clean.position, parts["heads"], parts["outs"], parts["whole"])
+            sources.append(seen.map(lambda value: value.clone()))
+        return cat(sources), torch.cat(logits)
 
     @property
     def _vocab(self) -> int:
