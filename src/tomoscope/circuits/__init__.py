@@ -1,5 +1,6 @@
 """Circuits: which parts do it, shown by patching. Discovery and attribution graphs build on the same engines."""
 
+from tomoscope.circuits.circuit import Agreement, Circuit, Comparison
 from tomoscope.circuits.engine import PARTS, Engine
 from tomoscope.circuits.graph import Graph, Node
 from tomoscope.circuits.metrics import KL, LogitDifference, Metric, Probability, answer_log_probabilities, normalised
@@ -9,6 +10,9 @@ from tomoscope.circuits.tracing import Trace, causal_trace, noise_scale
 __all__ = [
     "KL",
     "PARTS",
+    "Agreement",
+    "Circuit",
+    "Comparison",
     "Engine",
     "Graph",
     "LogitDifference",

@@ -1,0 +1,1 @@
+"""Finding circuits: selection from scores, ACDC, learned masks."""
