@@ -24,7 +24,7 @@ from tomoscope.circuits.attribution import (
     LocalReplacement,
     Supernode,
     attribution_graph,
-    compare,
+    check_interventions,
     direction_targets,
     intervene,
     load,
@@ -86,7 +86,7 @@ def test_a_direction_is_explained_as_the_difference_of_two_logits() -> None:
     assert one.gap < 1e-12
     assert one.logit_ids == (96,)
     with pytest.raises(SiteError, match="no tokens"):
-        compare(one, replacement, [suppress(one, [0])])
+        check_interventions(one, replacement, [suppress(one, [0])])
 
 
 # ---- predictions
@@ -97,7 +97,7 @@ def test_direct_predictions_are_exact_when_all_is_frozen(kind: str) -> None:
     graph, replacement = graph_of("gpt2", kind), replacement_of("gpt2", kind)
     strong = node_influence(graph)[: graph.n_features].topk(5).indices.tolist()
     sets = [suppress(graph, [n]) for n in strong] + [suppress(graph, strong[:3], -2.0)]
-    found = compare(graph, replacement, sets, mode="constrained")
+    found = check_interventions(graph, replacement, sets, mode="constrained")
     for logits in (True, False):
         assert found.unexplained(logits=logits) < 1e-18
         assert found.correlation(logits=logits) == pytest.approx(1.0)
@@ -120,7 +120,7 @@ def test_predictions_with_reactions_are_exact_where_the_transcoder_is_the_mlp() 
     assert float(replacement.errors.abs().max()) < 1e-12
     graph = attribution_graph(subject, dictionary, PROMPT, replacement=replacement, targets=[7, 8, 9])
     strong = node_influence(graph)[: graph.n_features].topk(12).indices.tolist()
-    little = compare(graph, replacement, [suppress(graph, [n], 0.999) for n in strong], mode="iterative")
+    little = check_interventions(graph, replacement, [suppress(graph, [n], 0.999) for n in strong], mode="iterative")
     direct = torch.stack([predict(graph, suppress(graph, [n], 0.999), react=False) for n in strong])
     logit = little.logit
     with_paths = (little.predicted - little.actual)[:, logit].square().sum()

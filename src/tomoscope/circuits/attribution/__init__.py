@@ -9,9 +9,11 @@ The design, one file an idea:
 - `influence`, `threshold`: influence, pruning, scores; `supernodes`; `formats`: files.
 - `interventions`: features set to other values in the model itself; `predictions`: what the graph says of it.
 - `heads_read`, `qk`: why a head attends.
+- `feature_effects`, `sparse_circuits`, `shift`: features of sparse autoencoders over many prompts; their removal.
 """
 
 from tomoscope.circuits.attribution.build import attribution_graph
+from tomoscope.circuits.attribution.feature_effects import FeatureEffects, feature_effects
 from tomoscope.circuits.attribution.formats import (
     FoundGraph,
     load,
@@ -23,19 +25,22 @@ from tomoscope.circuits.attribution.formats import (
 from tomoscope.circuits.attribution.graph import AttributionGraph, GraphNode
 from tomoscope.circuits.attribution.influence import Pruned, Scores, node_influence, prune, scores
 from tomoscope.circuits.attribution.interventions import Intervention, Outcome, intervene
-from tomoscope.circuits.attribution.predictions import Comparison, compare, predict, suppress
+from tomoscope.circuits.attribution.predictions import InterventionCheck, check_interventions, predict, suppress
 from tomoscope.circuits.attribution.qk import QKAttribution, qk_attribution
 from tomoscope.circuits.attribution.replacement import LocalReplacement
+from tomoscope.circuits.attribution.shift import Shift, shift
+from tomoscope.circuits.attribution.sparse_circuits import SparseCircuit, faithfulness, sparse_circuit
 from tomoscope.circuits.attribution.supernodes import Merged, Supernode, merge, same_features
 from tomoscope.circuits.attribution.sweep import Rows, Sweep
 from tomoscope.circuits.attribution.targets import LogitTargets, direction_targets, logit_targets
 
 __all__ = [
     "AttributionGraph",
-    "Comparison",
+    "FeatureEffects",
     "FoundGraph",
     "GraphNode",
     "Intervention",
+    "InterventionCheck",
     "LocalReplacement",
     "LogitTargets",
     "Merged",
@@ -44,11 +49,15 @@ __all__ = [
     "QKAttribution",
     "Rows",
     "Scores",
+    "Shift",
+    "SparseCircuit",
     "Supernode",
     "Sweep",
     "attribution_graph",
-    "compare",
+    "check_interventions",
     "direction_targets",
+    "faithfulness",
+    "feature_effects",
     "intervene",
     "load",
     "logit_targets",
@@ -61,6 +70,8 @@ __all__ = [
     "same_features",
     "save",
     "scores",
+    "shift",
+    "sparse_circuit",
     "suppress",
     "to_neuronpedia",
     "write_neuronpedia",

@@ -1,6 +1,6 @@
 """What a graph says that an intervention does, beside what it does.
 
-    compare(graph, replacement, [suppress(graph, [3, 17])], mode="iterative")
+    check_interventions(graph, replacement, [suppress(graph, [3, 17])], mode="iterative")
 
 Prediction: a feature's change moves its targets by weight x change / activation; those that are features move on in
 their turn (a feature does not fall below 0), layer by layer. With everything frozen ("constrained") only the first step
@@ -87,7 +87,7 @@ def predict(
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class InterventionCheck:
     """Predicted and actual changes.
 
     Attributes:
@@ -120,13 +120,13 @@ class Comparison:
 
 
 @torch.no_grad()
-def compare(
+def check_interventions(
     graph: AttributionGraph,
     replacement: LocalReplacement,
     sets: Sequence[Sequence[Intervention]],
     *,
     mode: str = "iterative",
-) -> Comparison:
+) -> InterventionCheck:
     """Make interventions and set beside each other what the graph predicts and what comes of them.
 
     Args:
@@ -154,4 +154,4 @@ def compare(
         for one in some:
             compared[row, graph.number_of(one.layer, one.position or 0, one.feature)] = False
     logit = torch.arange(len(graph.values)) >= graph.n_features
-    return Comparison(predicted, actual[:-1] - actual[-1], logit, compared, mode)
+    return InterventionCheck(predicted, actual[:-1] - actual[-1], logit, compared, mode)
