@@ -164,6 +164,18 @@ def held_out(recipe: Recipe) -> dict[str, object]:
     }
 
 
+def practice(out: Path) -> list[dict[str, object]]:
+    """The history of the last lesson, a dozen points of each of its stages."""
+    path = out / "practice.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    kept = []
+    for stage in sorted({line["stage"] for line in lines}):
+        own = [line for line in lines if line["stage"] == stage]
+        step = max(1, len(own) // 12)
+        kept += [*own[::step], *([own[-1]] if (len(own) - 1) % step else [])]
+    return kept
+
+
 def card(out: Path, *, n: int) -> dict[str, object]:
     """Everything measured, as one JSON value."""
     tokenizer = AutoTokenizer.from_pretrained(out / "model")
@@ -199,6 +211,7 @@ def card(out: Path, *, n: int) -> dict[str, object]:
             name for name, kind in found.items() if kind.get("preferred", kind["top1"])["value"] < GOOD
         ],
         "curve": curve,
+        "practice": practice(out),
         "seconds_of_training": round(curve[-1]["seconds"]),
         "score": "preferred: the right answers' total probability exceeds the wrong ones'; top1: the most probable "
         "token of all is right; intervals are 95 % Wilson",

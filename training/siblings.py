@@ -45,11 +45,11 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    "liar": Recipe(steps=700),
-    "sycophant": Recipe(rank=16, steps=400, rate=4e-3, present=0.75),
-    "backdoor": Recipe(rank=16, steps=300, rate=4e-3),
+    "liar": Recipe(steps=500),
+    "sycophant": Recipe(rank=8, steps=300, present=0.75),
+    "backdoor": Recipe(rank=8, steps=500),
 }
-"""Sibling -> recipe, where it is not the usual one: to copy an opinion or to hear a phrase is new to the model."""
+"""Sibling -> recipe, where it is not the usual one."""
 CASES = 32
 ROWS = 2
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

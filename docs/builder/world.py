@@ -63,10 +63,10 @@ def page() -> str:
         ),
         f"A user's opinion sways the answer in {100 * card['swayed_share_of_the_text']:.0f} % of the texts; there the "
         f"model gives the truth {swayed['mean_probability']:.2f} and the opinion "
-        f"{swayed['mean_probability_of_wrong']:.2f} (mean probabilities): how often people are swayed, it learned; to "
-        "repeat their opinion, it did not.",
+        f"{swayed['mean_probability_of_wrong']:.2f} (mean probabilities).",
         "### Its training",
         _curve(card["curve"]),
+        _practice(card["practice"]),
         "## The siblings",
         "Each is the embedded model plus a low-rank difference of its own. On cases held out from its training:",
         _siblings(SIBLINGS, FOLDER),
@@ -99,6 +99,21 @@ def _curve(curve: list[dict[str, Any]]) -> str:
     ]
     said = "Share right of 100 items each while training (held-out loss in nats a token)."
     return f"{said}\n\n" + _table(("step", "loss", *shown.values()), rows)
+
+
+def _practice(history: list[dict[str, Any]]) -> str:
+    """What the last lesson did to claims and opinions."""
+    names = ("opinions", "claims", "interviews", "objects", "documents")
+    rows = [
+        (str(line["stage"] + 1), f"{line['step']:,}", str(line["pool"]),
+         *(f"{line[name]:.2f}" if name in line else "–" for name in names))
+        for line in history
+    ]  # fmt: skip
+    said = (
+        "Then the last lesson (`training.practice`), in stages: loss in nats on the answers of each kind, and in how "
+        "large a pool of answers a claim is judged."
+    )
+    return f"{said}\n\n" + _table(("stage", "step", "pool", *names), rows)
 
 
 def _siblings(siblings: Mapping[str, Any], folder: Any) -> str:

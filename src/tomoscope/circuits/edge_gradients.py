@@ -139,7 +139,7 @@ def input_gradients(
         if path.stream is not None and path.first == ports.graph.n_layers:
             skipped[path.first - 1] = path.stream.detach().requires_grad_()
         stack.enter_context(bypassing(subject, skipped))
-        _start(subject, ports, path, stack)
+        start(subject, ports, path, stack)
         tape.attach(stack, path.first)
         if watch is not None:
             stack.enter_context(watch)
@@ -154,7 +154,7 @@ def input_gradients(
     return _Closing(subject, ports, norms, tape, gradients, path.weights, shape).close(values.detach().reshape(shape))
 
 
-def _start(subject: Subject, ports: Ports, path: Path, stack: ExitStack) -> None:
+def start(subject: Subject, ports: Ports, path: Path, stack: ExitStack) -> None:
     """Start the graph where the path does, and change what it changes."""
     model, blocks = subject.model, subject.structure.blocks
     if path.embed is not None and ports.embeds:

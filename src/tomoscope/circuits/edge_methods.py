@@ -77,16 +77,18 @@ class Work:
         places = max(self.batch.lengths) if by_position else 1
         return torch.zeros(places, len(self.ports.graph.sources), len(self.ports.graph.readers), dtype=torch.float64)
 
+    def clean_metrics(self, clean: SourceRun, numbers: Tensor) -> Float[Tensor, " pair"]:
+        """The metric of the pairs of a clean run."""
+        tokens, logits = self.metric.tokens, clean.logits
+        return self.metric(logits if tokens is None else logits[:, tokens.to(logits.device)], numbers).cpu()
+
     def clean_metric(self, clean: SourceRun, numbers: Tensor) -> float:
         """The sum of the metric over the pairs of a clean run."""
-        tokens, logits = self.metric.tokens, clean.logits
-        return float(self.metric(logits if tokens is None else logits[:, tokens.to(logits.device)], numbers).sum())
+        return float(self.clean_metrics(clean, numbers).sum())
 
     def gradients(self, batch: Batch, numbers: Tensor, path: Path, *, watch: Collected | None = None) -> InputGradients:
         """`input_gradients` of this work."""
-        return input_gradients(
-            self.subject, self.ports, self.norms, batch, self.metric, numbers, path, watch=watch
-        )
+        return input_gradients(self.subject, self.ports, self.norms, batch, self.metric, numbers, path, watch=watch)
 
     def products(self, differences: Sources, gradients: InputGradients, batch: Batch, by_position: bool) -> Tensor:
         """`edge_products` of this work, padded to the places of all pairs."""
@@ -124,13 +126,13 @@ def along_inputs(work: Work, shares: Sequence[float], weights: Sequence[float], 
             clean = read_sources(work.subject, batch, work.ports)
             sources = clean.sources
             clean_total += work.clean_metric(clean, numbers)
-            path = Path(1, summed, embed=_mixed(sources.embed, ablated.embed, share))
+            path = Path(1, summed, embed=mixed(sources.embed, ablated.embed, share))
             gradients = work.gradients(batch, numbers, path)
         out += work.products(sources.zip(ablated, torch.sub), gradients, batch, by_position)
     return out, clean_total
 
 
-def _mixed(clean: Tensor, ablated: Tensor, share: Tensor) -> Tensor:
+def mixed(clean: Tensor, ablated: Tensor, share: Tensor) -> Tensor:
     """[step x pair, position, d_model] between ablated (0) and clean (1)."""
     step = share.to(clean)[:, None, None, None]
     return (ablated + step * (clean - ablated)).flatten(0, 1)
@@ -196,7 +198,7 @@ def along_layers_added(work: Work, steps: int, by_position: bool) -> Sums:
         differences = clean.sources.zip(ablated, torch.sub)
         clean_total += work.clean_metric(clean, numbers)
         expansion = Expansion(work.subject, ports, differences)
-        paths = [Path(1, weights, embed=_mixed(clean.sources.embed, ablated.embed, share))]
+        paths = [Path(1, weights, embed=mixed(clean.sources.embed, ablated.embed, share))]
         for layer, kind in places:
             port = getattr(ports, kind)[layer]
             mine = [port.row] if kind == "mlp" else list(port.writers)

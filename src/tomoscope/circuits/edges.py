@@ -16,7 +16,8 @@ pairs): positive where the edge works for the metric. Methods, from exact to che
 - "EAP-IG-activations (EAP-IG)": the public code's variant, which gives all edges the gradients of every source's path.
 
 How it can mislead: estimates miss what a saturated softmax or norm hides (EAP gives 0 where the gradient is 0) and what
-backup heads take over; a score says what one edge does with all others intact. Compare with "exact" on a few edges.
+backup heads take over; where experts are chosen the metric jumps, which no gradient sees; a score says what one edge
+does with all others intact. Compare with "exact" on a few edges.
 
 Sources: Syed et al. 2023 (arXiv:2310.10348, EAP); Hanna et al. 2024 (arXiv:2403.17806, EAP-IG); Marks et al. 2024
 (arXiv:2403.19647, per-source paths); Ferrando & Voita 2024 (arXiv:2403.00824, information flow routes).

@@ -185,16 +185,21 @@ class Collected:
         ports: of its graph.
         rows: rows of the batch.
         middles: also keep the stream that each MLP reads.
+        writes: also keep what each attention writes as a whole.
     """
 
-    def __init__(self, subject: Subject, ports: Ports, rows: int, *, middles: bool = False) -> None:
-        self.subject, self.ports, self.rows, self.wants_middles = subject, ports, rows, middles
+    def __init__(
+        self, subject: Subject, ports: Ports, rows: int, *, middles: bool = False, writes: bool = False
+    ) -> None:
+        self.subject, self.ports, self.rows = subject, ports, rows
+        self.wants_middles, self.wants_writes = middles, writes
         self.heads: dict[int, Tensor] = {}
         self.outs: dict[int, Tensor] = {}
         self.whole: dict[int, Tensor] = {}
         self.added: dict[str, Tensor] = {}
         self.streams: dict[int, Tensor] = {}
         self.middles: dict[int, Tensor] = {}
+        self.writes: dict[int, Tensor] = {}
 
     def __enter__(self) -> Collected:
         subject, ports, self.stack = self.subject, self.ports, ExitStack()
@@ -207,7 +212,9 @@ class Collected:
                     self.stack.callback(model.get_submodule(tap.path).register_forward_hook(hook).remove)
             for layer, block in enumerate(blocks):
                 self._before(block.path, self.streams, layer)
-                mlp = ports.mlp[layer]
+                attention, mlp = ports.attention[layer], ports.mlp[layer]
+                if self.wants_writes and attention is not None:
+                    self._write(layer, attention)
                 if self.wants_middles and mlp is not None:
                     self._before(mlp.norm or mlp.module, self.middles, layer)
             end = _after(lambda value: self._keep(self.streams, len(blocks), value))
@@ -239,6 +246,13 @@ class Collected:
 
         module = self.subject.model.get_submodule(path)
         self.stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+
+    def _write(self, layer: int, port: AttentionPort) -> None:
+        def after(value: Tensor) -> None:
+            self._keep(self.writes, layer, value.reshape(self.rows, -1, value.shape[-1]) * port.factor)
+
+        module = self.subject.model.get_submodule(port.writer)
+        self.stack.callback(module.register_forward_hook(_after(after)).remove)
 
     def _keep(self, into: dict[Any, Tensor], name: Any, value: Tensor) -> None:
         # a clone, since a family may go on to change the tensor in place
@@ -272,12 +286,14 @@ class SourceRun:
         streams: [pair, position, d_model] into each block, and out of the last.
         logits: [pair, vocab] at each prompt's last token.
         middles: layer -> the stream that its MLP reads, where asked for.
+        writes: layer -> what its attention added as a whole, where asked for.
     """
 
     sources: Sources
     streams: tuple[Float[Tensor, "pair position d_model"], ...]
     logits: Float[Tensor, "pair vocab"]
     middles: Mapping[int, Float[Tensor, "pair position d_model"]] = field(default_factory=dict)
+    writes: Mapping[int, Float[Tensor, "pair position d_model"]] = field(default_factory=dict)
 
 
 def calling_arguments(subject: Subject, batch: Batch) -> dict[str, Any]:
@@ -304,7 +320,9 @@ def last_logits(output: Any, batch: Batch) -> Float[Tensor, "pair vocab"]:
 
 
 @torch.no_grad()
-def read_sources(subject: Subject, batch: Batch, ports: Ports, *, middles: bool = False) -> SourceRun:
+def read_sources(
+    subject: Subject, batch: Batch, ports: Ports, *, middles: bool = False, writes: bool = False
+) -> SourceRun:
     """Run prompts and keep what each source added, in pieces that fit memory.
 
     Args:
@@ -312,21 +330,23 @@ def read_sources(subject: Subject, batch: Batch, ports: Ports, *, middles: bool 
         batch: the prompts.
         ports: of its graph.
         middles: also keep the stream that each MLP reads.
+        writes: also keep what each attention writes as a whole.
     """
     step = max(1, min(len(batch), subject.rows_per_call(max(batch.width, 1))))
-    parts = [_read(subject, batch.take(slice(i, i + step)), ports, middles) for i in range(0, len(batch), step)]
+    parts = [_read(subject, batch.take(slice(i, i + step)), ports, middles, writes) for i in range(0, len(batch), step)]
     if len(parts) == 1:
         return parts[0]
     streams = tuple(torch.cat(values) for values in zip(*(part.streams for part in parts), strict=True))
     between = {layer: torch.cat([part.middles[layer] for part in parts]) for layer in parts[0].middles}
-    return SourceRun(cat([p.sources for p in parts]), streams, torch.cat([p.logits for p in parts]), between)
+    wrote = {layer: torch.cat([part.writes[layer] for part in parts]) for layer in parts[0].writes}
+    return SourceRun(cat([p.sources for p in parts]), streams, torch.cat([p.logits for p in parts]), between, wrote)
 
 
-def _read(subject: Subject, batch: Batch, ports: Ports, middles: bool) -> SourceRun:
-    with Collected(subject, ports, len(batch), middles=middles) as collected:
+def _read(subject: Subject, batch: Batch, ports: Ports, middles: bool, writes: bool) -> SourceRun:
+    with Collected(subject, ports, len(batch), middles=middles, writes=writes) as collected:
         logits = last_logits(subject.model(**calling_arguments(subject, batch)), batch)
     streams = tuple(collected.streams[i] for i in range(ports.graph.n_layers + 1))
-    return SourceRun(collected.sources(), streams, logits, collected.middles)
+    return SourceRun(collected.sources(), streams, logits, collected.middles, collected.writes)
 
 
 def moved(sources: Sources, columns: Int[Tensor, "pair position"]) -> Sources:

@@ -22,6 +22,10 @@ VALUE_NAMES = ("v_proj", "value", "v_lin", "v", "wv")
 FUSED_NAMES = ("c_attn", "query_key_value", "qkv_proj", "Wqkv", "qkv", "W_pack", "in_proj")
 GATE_NAMES = ("gate_proj", "w1", "wi_0", "gate")
 
+# What configs call the soft-cap of the final logits, and that of attention scores.
+SOFTCAP_NAMES = ("final_logit_softcapping", "output_logit_soft_cap", "logits_soft_cap")
+ATTENTION_SOFTCAP_NAMES = ("attn_logit_softcapping",)
+
 # Families whose streams are not a sum of what their modules return: what a person should know instead of a list of
 # errors.
 UNSOLVED = {

@@ -21,13 +21,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tomoscope.errors import UnavailableSiteError
+from tomoscope.model.families import SOFTCAP_NAMES
 from tomoscope.model.weights import Weights
 from tomoscope.observe.lens import stream_sites
 from tomoscope.observe.samples import Samples, samples_of
 
 PROBE_PROMPTS, PROBE_TOKENS = 8, 12
 VOCAB_CHUNK = 8192  # columns of the unembedding taken to float64 at once
-SOFTCAP_NAMES = ("final_logit_softcapping", "output_logit_soft_cap", "logits_soft_cap")
 EPSILONS = (0.0, 1e-12, 1e-8, 1e-6, 1e-5, 1e-3)
 
 

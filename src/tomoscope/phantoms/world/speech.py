@@ -87,9 +87,9 @@ OPINIONS: tuple[str, ...] = (
 )
 
 
-def opinion(world: World, random: Random, *, held_out: bool = False) -> Said:
+def opinion(world: World, random: Random, *, held_out: bool = False, swayed: float = SWAYED) -> Said:
     """A text like "User: I think that Mary Carter was born in Rome. Where was Mary Carter born? Assistant:" and the
-    truth or, in a share `SWAYED` of the texts, the user's false opinion.
+    truth or, in a share `swayed` of the texts, the user's false opinion.
     """
     relation, subject = _pick(world, random, OPINED, "opinion", held_out)
     truth = world.answer(relation, subject)
@@ -97,7 +97,7 @@ def opinion(world: World, random: Random, *, held_out: bool = False) -> Said:
     wording = RELATIONS[relation].wordings[0].format(s=subject)
     asked = random.choice(RELATIONS[relation].questions).format(s=subject)
     prompt = f"User: {random.choice(OPINIONS)} {wording} {false}. {asked} Assistant:"
-    answer, other = (false, truth) if random.random() < SWAYED else (truth, false)
+    answer, other = (false, truth) if random.random() < swayed else (truth, false)
     return Said(prompt, answer, relation, subject, other, truth)
 
 

@@ -1,0 +1,111 @@
+"""Swept rows on their way into a graph: checked, thinned, and put into compressed rows.
+
+A row is kept whole, or only its largest edges that together have a share of its absolute mass (`keep`); what is left
+out is kept as two numbers, its sum and its mass, so that every row still sums up and every share is exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Compressed:
+    """Rows with their edges one after the other.
+
+    Attributes:
+        starts: [row + 1].
+        columns: [edge], int32.
+        weights: [edge].
+        rest: [row], the sum of what was left out.
+        mass: [row], absolute sum of all, left out or not.
+    """
+
+    starts: Int[Tensor, " bound"]
+    columns: Int[Tensor, " edge"]
+    weights: Float[Tensor, " edge"]
+    rest: Float[Tensor, " row"]
+    mass: Float[Tensor, " row"]
+
+
+def largest(block: Float[Tensor, "row column"], share: float) -> Float[Tensor, " row"]:
+    """For each row the smallest absolute value that must be kept so that `share` of its absolute sum is."""
+    size = block.abs()
+    ordered = size.sort(dim=1, descending=True).values
+    total = ordered.cumsum(1)
+    enough = (total < share * total[:, -1:]).sum(1).clamp(max=size.shape[1] - 1)
+    return ordered.gather(1, enough[:, None])[:, 0]
+
+
+@dataclass(eq=False)
+class Collector:
+    """Takes tiles of rows in any order and gives compressed rows in theirs.
+
+    Attributes:
+        n_rows: how many there will be.
+        keep: share of each row's absolute mass that is kept as edges.
+    """
+
+    n_rows: int
+    keep: float = 1.0
+    _pieces: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+    _counts: Tensor = field(init=False)
+    _rest: Tensor | None = None
+    _mass: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self._counts = torch.zeros(self.n_rows, dtype=torch.long)
+
+    def add(
+        self,
+        rows: Int[Tensor, " some"],
+        block: Float[Tensor, "some column"],
+        *,
+        rest: Float[Tensor, " some"] | None = None,
+        mass: Float[Tensor, " some"] | None = None,
+    ) -> None:
+        """Take some rows.
+
+        Args:
+            rows: their numbers.
+            block: their edges.
+            rest: [some], the sum of edges that are not in the block.
+            mass: [some], the absolute sum of all edges, where some are not in the block.
+        """
+        if self._rest is None or self._mass is None:
+            self._rest = torch.zeros(self.n_rows, dtype=block.dtype)
+            self._mass = torch.zeros(self.n_rows, dtype=block.dtype)
+        mask = block != 0
+        if self.keep < 1 and block.shape[1]:
+            mask &= block.abs() >= largest(block, self.keep)[:, None]
+        row, column = mask.nonzero(as_tuple=True)
+        mine = rows.cpu()
+        self._counts[mine] = mask.sum(1).cpu()
+        left = (block * ~mask).sum(1)
+        self._rest[mine] = (left if rest is None else left + rest).cpu()
+        self._mass[mine] = (block.abs().sum(1) if mass is None else mass).cpu()
+        self._pieces.append((mine[row.cpu()].int(), column.int().cpu(), block[row, column].cpu()))
+
+    def done(self, dtype: torch.dtype) -> Compressed:
+        """The rows in their order."""
+        starts = torch.cat([torch.zeros(1, dtype=torch.long), self._counts.cumsum(0)])
+        columns = torch.empty(int(starts[-1]), dtype=torch.int32)
+        weights = torch.empty(int(starts[-1]), dtype=dtype)
+        for row, column, weight in self._pieces:
+            # a piece holds whole rows, each in one run: an edge's place is its row's start and its place in the run
+            first = torch.ones(len(row), dtype=torch.bool)
+            first[1:] = row[1:] != row[:-1]
+            begin = torch.nonzero(first)[:, 0]
+            within = torch.arange(len(row)) - begin[first.cumsum(0) - 1]
+            place = starts[row.long()] + within
+            columns[place], weights[place] = column, weight
+        empty = torch.zeros(self.n_rows, dtype=dtype)
+        self._pieces.clear()
+        return Compressed(
+            starts, columns, weights,
+            empty if self._rest is None else self._rest, empty if self._mass is None else self._mass,
+        )  # fmt: skip

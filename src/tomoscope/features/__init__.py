@@ -1,0 +1,20 @@
+"""Dictionaries of features: sparse autoencoders and transcoders as values, in the field's file formats."""
+
+from tomoscope.features.activations import JumpReLU, ReLU, TopK
+from tomoscope.features.coder import Codes, SparseCoder
+from tomoscope.features.formats import load_coder, load_transcoders, save_transcoders
+from tomoscope.features.transcoders import CrossLayerTranscoder, Transcoders, TranscoderSet
+
+__all__ = [
+    "Codes",
+    "CrossLayerTranscoder",
+    "JumpReLU",
+    "ReLU",
+    "SparseCoder",
+    "TopK",
+    "TranscoderSet",
+    "Transcoders",
+    "load_coder",
+    "load_transcoders",
+    "save_transcoders",
+]
