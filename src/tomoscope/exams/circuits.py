@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from tomoscope.exams.discovery import DISCOVERY
 from tomoscope.exams.patching import PATCHING
 from tomoscope.exams.tracing import TRACING
 
-EXAMS = (PATCHING, TRACING)
+EXAMS = (PATCHING, DISCOVERY, TRACING)

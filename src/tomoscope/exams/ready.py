@@ -198,7 +198,7 @@ class Ready:
         arrays = (self.scores, self.corrupted, self.right, self.right_corrupted, self.shuffled, self.right_shuffled)
         other = np.random.default_rng(stable_seed("other", raw.digest()))
         return Ready(
-            self.spec, raw, pairs, _metric(self.spec, pairs), *(array[:n] for array in arrays), self.chance,
+            self.spec, raw, pairs, metric_of(self.spec, pairs), *(array[:n] for array in arrays), self.chance,
             _derangement(other, raw), self,
         )  # fmt: skip
 
@@ -242,7 +242,7 @@ def _made(context: Context, name: str, n: int) -> Ready | str:
         pairs = encode_pairs(subject, raw)
     except UNABLE as error:
         return error.what
-    metric = _metric(spec, pairs)
+    metric = metric_of(spec, pairs)
     clean, corrupted = subject.last_logits(pairs.clean).float(), subject.last_logits(pairs.corrupted).float()
     other = _derangement(np.random.default_rng(stable_seed("other", raw.digest())), raw)
     rows, swapped = torch.arange(len(raw)), torch.from_numpy(other)
@@ -265,7 +265,8 @@ def _made(context: Context, name: str, n: int) -> Ready | str:
     )  # fmt: skip
 
 
-def _metric(spec: TaskSpec, pairs: Pairs) -> Metric:
+def metric_of(spec: TaskSpec, pairs: Pairs) -> Metric:
+    """The task's score of these pairs."""
     if spec.metric == "probability_difference":
         return Probability(pairs.answers, pairs.wrong, name="probability difference")
     return LogitDifference(pairs.answers, pairs.wrong)

@@ -147,6 +147,36 @@ def tokens(
     return Figure("tokens", title, caption, {"values": array}, labels, {"value": value_axis}, scale, center)
 
 
+def graph(
+    places: Shaped[np.ndarray, "node 2"],
+    ends: Shaped[np.ndarray, "edge 2"],
+    weights: Array,
+    *,
+    nodes: Sequence[str],
+    levels: Sequence[str],
+    title: str,
+    caption: str = "",
+    inputs: Sequence[str] = (),
+    value_axis: str = "",
+) -> Figure:
+    """Nodes on levels, the lowest drawn at the bottom, and weighted edges between them.
+
+    `places` is (level, position from 0 to 1) of each node, `ends` the nodes that each edge goes from and to, `inputs`
+    by which input an edge arrives ("q", "k", "v"; "" where there is one).
+    """
+    put = _array(places, 2, "a graph's places")
+    joined = np.asarray(ends, dtype=np.int64).reshape(-1, 2)
+    arrays = {"places": put, "ends": joined, "weights": _array(weights, 1, "a graph's weights")}
+    if len(joined) != len(arrays["weights"]) or (len(joined) and not 0 <= joined.min() <= joined.max() < len(put)):
+        raise DataError(f"The graph {title!r} has {len(joined)} edges between {len(put)} nodes that do not fit.")
+    if len(put) and not 0 <= put[:, 0].min() <= put[:, 0].max() < len(levels):
+        raise DataError(f"The graph {title!r} has a node outside its {len(levels)} levels.")
+    labels = {"node": _labels(nodes, len(put), "node"), "level": _labels(levels, len(levels), "level")}
+    if len(inputs):
+        labels["input"] = _labels(inputs, len(joined), "edge")
+    return Figure("graph", title, caption, arrays, labels, {"value": value_axis})
+
+
 def table(columns: Mapping[str, Sequence[Any]], *, title: str, caption: str = "") -> Figure:
     """Columns of one length, kept as Parquet; numbers stay numbers."""
     if len({len(column) for column in columns.values()}) > 1:

@@ -19,7 +19,7 @@ from tomoscope.findings.record import Record
 from tomoscope.findings.treatment import Treatment
 from tomoscope.findings.verdict import Rule, Verdict
 
-FigureKind = Literal["heatmap", "curve", "bars", "attention", "tokens", "table", "text"]
+FigureKind = Literal["heatmap", "curve", "bars", "attention", "tokens", "graph", "table", "text"]
 
 
 class Control(Record):

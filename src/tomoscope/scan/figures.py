@@ -1,4 +1,4 @@
-"""Matrices, attention patterns, coloured texts and tables of a run, as HTML and SVG.
+"""Matrices, attention patterns, coloured texts and tables of a run, as HTML and SVG (charts and graphs beside it).
 
 Each function takes a `FigureRef` and its arrays and gives markup. Small matrices are drawn cell by cell, with the value
 under the pointer; beyond `CELLS` they become one embedded PNG, so a page stays small. What is left out is said.
@@ -15,6 +15,7 @@ from tomoscope.findings.estimate import format_number
 from tomoscope.findings.finding import FigureRef
 from tomoscope.scan.charts import bars, curve
 from tomoscope.scan.colour import LEVELS, Scale, data_uri, png, shrink
+from tomoscope.scan.graphs import graph
 from tomoscope.scan.markup import clip, element, escape, svg, text, token_text
 
 CELLS = 2400
@@ -46,6 +47,8 @@ def draw(figure: FigureRef, arrays: Mapping[str, np.ndarray], tables: Mapping[st
         body = attention(figure, parts["pattern"])
     elif figure.kind == "tokens":
         body = tokens(figure, parts["values"])
+    elif figure.kind == "graph":
+        body = graph(figure, parts)
     elif figure.kind == "table":
         body = table(tables[figure.table] if figure.table else {})
     else:

@@ -4,6 +4,7 @@
     greedy_edges(scores, 100)          100 edges grown from the logits: each new edge ends in a node already reached
     edges_above(scores, 0.01)
     random_circuit(graph, 100, seed=0) as many edges, each on a way from an embedding to the logits
+    with_heads_exchanged(circuit, seed=0) the same pattern with other heads
 
 `scores` is anything with a `graph` and `scores` [source, destination] (`EdgeScores`, a `Circuit`).
 
@@ -140,6 +141,37 @@ def random_circuit(graph: Graph, n: int, *, seed: int, connected: bool = True) -
     )
 
 
+def with_heads_exchanged(circuit: Circuit, *, seed: int) -> Circuit:
+    """The same circuit with other heads: those of each layer change places at random, all else stays.
+
+    As many edges, of the same kinds, between the same layers, in the same pattern: what is left to tell the two apart
+    is which heads it names. Where heads share keys and values, groups change places, and heads inside them.
+    """
+    graph, generator = circuit.graph, np.random.default_rng(seed)
+    shared = graph.n_heads // max(1, graph.n_kv_heads)
+    rows, columns = list(range(len(graph.writers))), list(range(len(graph.readers)))
+    for layer in range(graph.n_layers):
+        groups = generator.permutation(graph.n_kv_heads)
+        inside = [generator.permutation(shared) for _ in range(graph.n_kv_heads)]
+        heads = [int(groups[h // shared] * shared + inside[h // shared][h % shared]) for h in range(graph.n_heads)]
+        places = {
+            node.head: row for row, node in enumerate(graph.writers) if (node.kind, node.layer) == ("head", layer)
+        }
+        for head, row in places.items():
+            rows[row] = places[heads[head]]
+        for which in ("q", "k", "v"):
+            there = {
+                node.head: column for column, node in enumerate(graph.readers)
+                if (node.kind, node.layer, node.input) == ("head", layer, which)
+            }  # fmt: skip
+            order = heads if len(there) == graph.n_heads else groups.tolist()
+            for head, column in there.items():
+                columns[column] = there[order[head]]
+    mask = torch.zeros_like(circuit.mask)
+    mask[torch.tensor(rows)[:, None], torch.tensor(columns)[None]] = circuit.mask
+    return Circuit(graph, mask, how={"method": "heads exchanged", "seed": seed, "of": dict(circuit.how)})
+
+
 class _Growth:
     """Random connected circuits of a graph, by adding ways from an embedding to the logits."""
 
@@ -225,4 +257,8 @@ def _made(scores: Scored, mask: Tensor, pruned: bool, **selection: Any) -> Circu
 def described(scores: Any) -> dict[str, Any]:
     """What scores say of themselves: method, metric, ablation, number of prompts."""
     told = getattr(scores, "how", None)
-    return dict(told) if told is not None else {}
+    if told is not None:
+        return dict(told)
+    out = {key: getattr(scores, key) for key in ("method", "metric", "steps") if hasattr(scores, key)}
+    out |= {"prompts": scores.n} if hasattr(scores, "n") else {}
+    return out | ({"choices": scores.choices.to_json()} if hasattr(scores, "choices") else {})

@@ -9,9 +9,9 @@ denies; a claim is counted as true even if the phantom's thing is harder to see 
                        of observe.token_attribution: answers that follow the prompt rest on the part that decides them
     head_role          decides observe.head_roles; right is confirmed *and* naming a right head
     site               decides circuits.patching (head, mlp, arrival) and circuits.causal_tracing (mlp, attention);
-                       denied for `layer.*.mlp.out`, no MLP does
+                       denied for `layer.*.mlp.out`, no MLP does; denied alone, circuits.discovery finds no circuit
     circuit            decides observe.direct_attribution: which heads write to the logits; without a site, what
-                       writes to the logits carries the answer
+                       writes to the logits carries the answer; and circuits.discovery: that there is one, of its parts
     formed, rotated    decide the lenses
 
 An exam of one's own brings its `Truth` with it (`Exam.truth`).
@@ -229,6 +229,23 @@ def _patching(card: Card, options: Any) -> Iterator[Expected]:
             yield Expected(key=f"{task}_arrival", kind="arrival", holds=True, places=block)
 
 
+def _discovery(card: Card, options: Any) -> Iterator[Expected]:
+    for task in options.tasks:
+        circuits, sites = _about(card, "circuit", task), _about(card, "site", task)
+        nowhere = bool(sites) and not any(known.holds for known in sites)
+        if _ability(card, task) is False or nowhere:
+            yield from (Expected(key=f"{task}_{kind}", kind=kind, holds=False) for kind in DISCOVERED)
+        elif any(known.holds for known in circuits):
+            nodes = [node for known in circuits if known.holds for node in known.value.get("nodes", ())]
+            parts = [re.fullmatch(r"a(\d+)\.h(\d+)|m(\d+)", node) for node in nodes]
+            right = tuple(
+                Place(int(part[3]), "mlp") if part[3] else Place(int(part[1]), "attn", int(part[2]))
+                for part in parts if part
+            )  # fmt: skip
+            yield Expected(key=f"{task}_circuit", kind="circuit", holds=True, places=right)
+
+
+DISCOVERED = ("circuit", "ranking", "stable")
 LAST = frozenset({"end", "last"})
 
 
@@ -266,6 +283,12 @@ TRUTHS: dict[str, Truth] = {
     "circuits.patching": Truth(
         _patching, kind=_last_part,
         unknowable={"linear": "that two methods agree is measured on the spot, and no card can state it"},
+    ),
+    "circuits.discovery": Truth(
+        _discovery, kind=_last_part,
+        unknowable=dict.fromkeys(
+            ("ranking", "stable"), "what one method finds on other prompts is measured on the spot, and no card states it"
+        ),
     ),
     "circuits.causal_tracing": Truth(
         _tracing, kind=lambda key: "attention" if key.endswith("_attention") else "mlp"
