@@ -50,7 +50,7 @@ def test_features_and_error_sum_to_the_effect_of_the_whole_site(name: str, ablat
     effects = feature_effects(subject, pairs_of(subject), coders(), steps=60, ablation=ablation)
     for site in SITES:
         total = float(effects.features[site].sum()) + effects.errors[site]
-        assert total == pytest.approx(effects.whole[site], rel=0.02, abs=2e-3), site
+        assert total == pytest.approx(effects.whole[site], rel=0.05, abs=2e-3), site
     best = effects.top(3)
     assert abs(best[0][2]) == max(float(v.abs().max()) for v in effects.features.values())
 
