@@ -15,6 +15,7 @@ Kinds of `Known` and their values (JSON):
 - circuit: {"nodes", "edges": [[source, destination], ...]}; nodes "embed", "position", "a0.h1", "m0", "logits"; may
   say which edges are "constant" (the same for every prompt), "idle" or "faint" (some methods can't see them), and which
   "differs" under a task's corruptions
+- feature_circuit: {"task", "features", "path", ...}, features of a hand-set dictionary and the path through them
 - formed: {"after"}, the block that says the next token where the output reads it, before the last block; denied: only
   the last block does
 - rotated: {"from", "to"}, blocks between which the next token stands where the output does not read it, until a linear

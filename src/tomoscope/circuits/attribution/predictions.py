@@ -7,7 +7,8 @@ their turn (a feature does not fall below 0), layer by layer. With everything fr
 is made, and prediction and outcome agree to rounding; with MLPs that react ("iterative", "free") the agreement is what
 tests the graph: how far the features stand for the model.
 
-How it can mislead: a feature that was silent and wakes up is in no graph; agreement over many small interventions says
+How it can mislead: norms' scales are taken as they were, so a small change of what makes up most of a stream is
+overestimated (a norm would undo it); a feature that was silent and wakes up is in no graph; agreement over many small interventions says
 little of a large one.
 """
 
