@@ -8,8 +8,8 @@ is made, and prediction and outcome agree to rounding; with MLPs that react ("it
 tests the graph: how far the features stand for the model.
 
 How it can mislead: norms' scales are taken as they were, so a small change of what makes up most of a stream is
-overestimated (a norm would undo it); a feature that was silent and wakes up is in no graph; agreement over many small interventions says
-little of a large one.
+overestimated (a norm would undo it); a feature that was silent and wakes up is in no graph; agreement over many small
+interventions says little of a large one.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ the name stands), a flag beside it, the same country carried (by a head that loo
 
 Source of the idea: the "capital of the state containing Dallas" graph of Lindsey et al. 2025, "On the Biology of a
 Large Language Model". On the card: the ability (facts), the feature circuit, and that the early neuron, the head and
-the late neuron are each needed. Null: the same weights, but the early neurons write the flag alone, so that the head carries
-nothing and the late neurons stay silent.
+the late neuron are each needed. Null: the same weights, but the early neurons write the flag alone, so that the head
+carries nothing and the late neurons stay silent.
 
 How it can mislead: one neuron a country in each of two layers, nothing in superposition, and what a gate or a GELU does
 beside a ReLU is the only error: a method that fails here fails, and one that passes has passed the easiest case.
