@@ -21,6 +21,7 @@ from tomoscope.scan import scan_model
 
 pytestmark = pytest.mark.slow  # a scan, and some thousand single forwards
 ELSEWHERE = {
+    "circuits.discovery": "a circuit run as a model equals rewired runs written out (tests/circuits)",
     "circuits.causal_tracing": "its numbers equal the public reference's (tests/circuits)",
     "observe.tuned_lens": "a fit is not a fact of the model; its gain is checked in tests/observe",
     "circuits.patching linear": "it compares two methods, and says nothing of the model alone",

@@ -287,7 +287,7 @@ TRUTHS: dict[str, Truth] = {
     "circuits.discovery": Truth(
         _discovery, kind=_last_part,
         unknowable=dict.fromkeys(
-            ("ranking", "stable"), "what one method finds on other prompts is measured on the spot, and no card states it"
+            ("ranking", "stable"), "what a method finds on other prompts is measured on the spot, and no card states it"
         ),
     ),
     "circuits.causal_tracing": Truth(
