@@ -24,6 +24,7 @@ SMALL = {
     "observe.direct_attribution": {"n": 12, "tasks": ("ioi", "facts")},
     "observe.token_attribution": {"n": 8, "steps": 2, "tasks": ("facts",)},
     "circuits.patching": {"n": 12, "tasks": ("facts",)},
+    "circuits.discovery": {"n": 16, "draws": 4, "resamples": 3, "tasks": ("facts",)},
     "circuits.causal_tracing": {"facts": 8, "draws": 2},
 }
 # what an exam may lack on a decoder, by family: everything else must be measured where the task is taken as done
@@ -53,7 +54,7 @@ def taken_as_done(monkeypatch):
         )
         sign = 1.0 - 2.0 * swap[:, 0].numpy()
         return dataclasses.replace(
-            task, pairs=pairs, metric=readiness._metric(task.spec, pairs), scores=sign * task.scores,
+            task, pairs=pairs, metric=readiness.metric_of(task.spec, pairs), scores=sign * task.scores,
             corrupted=sign * task.corrupted,
         )  # fmt: skip
 
