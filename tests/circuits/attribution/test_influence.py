@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.circuits.attribution.parts import PROMPT, subject_of, transcoders
 from tomoscope.circuits.attribution import (
@@ -188,3 +190,31 @@ def test_too_many_edges_are_refused_before_the_work(monkeypatch: pytest.MonkeyPa
         graph_of()
     with pytest.raises(DataError, match="keep"):
         graph_of(keep=0.0)
+
+
+class Largest(TorchDispatchMode):
+    """The largest array that any operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for one in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(one, torch.Tensor) and one._is_view() is False:
+                self.numel = max(self.numel, one.numel())
+        return out
+
+
+def test_no_array_of_a_sweep_grows_with_the_rows() -> None:
+    replacement = LocalReplacement.of(subject_of("gpt2"), transcoders("relu"), list(range(3, 60)))
+    sweep = Sweep(replacement, tile=8 * 57 * 32)
+    rows = feature_rows(replacement, torch.arange(replacement.n_active))
+    assert replacement.n_active > 1000
+    with Largest() as seen:
+        for _ in sweep.run(rows):
+            pass
+    # a tile's state, the heads' values, and a few tiles of rows over all sources
+    bound = max(4 * 8 * 57 * 32, 8 * replacement.n_sources)
+    assert seen.numel <= bound < replacement.n_active * replacement.n_sources / 20

@@ -98,7 +98,9 @@ class Sweep:
             mine = order[bucket[order] == one]
             if len(mine):
                 columns = int(rows.position[mine].max()) + 1
-                out += list(mine.split(max(LEAST_ROWS, self.tile // (columns * width))))
+                # neither the state nor the rows that come out of it may grow beyond a few tiles
+                fitting = min(self.tile // (columns * width), 4 * self.tile // self.replacement.n_sources)
+                out += list(mine.split(max(LEAST_ROWS, fitting)))
         return out
 
     def _tile(self, rows: Rows, some: Tensor) -> Tensor:
