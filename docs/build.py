@@ -31,6 +31,8 @@ PACKAGES = (
     "tomoscope.data",
     "tomoscope.observe",
     "tomoscope.circuits",
+    "tomoscope.circuits.attribution",
+    "tomoscope.features",
     "tomoscope.findings",
     "tomoscope.findings.figures",
     "tomoscope.exams",

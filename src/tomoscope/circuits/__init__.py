@@ -1,32 +1,101 @@
-"""Circuits: which parts do it, shown by patching. Discovery and attribution graphs build on the same engines."""
+"""Circuits: which parts do it, which edges between them, and the proof.
 
+- `patching`, `tracing`, `engine`: single places put back or taken away.
+- `graph`: sources, destinations, edges; `wiring`: the model with any edges kept and the rest ablated (`ablation`).
+- `edges`, `nodes`, `atp`, `path`: how much each edge, node or path matters.
+- `discovery`: circuits from scores, by ACDC, by learned masks; `circuit`, `formats`: the value and its files.
+- `faithfulness`, `completeness`, `controls`: the proof; `scrubbing`, `interchange`: stated hypotheses.
+- `attribution`: one prompt, feature by feature; `virtual`: from weights alone.
+"""
+
+from tomoscope.circuits.ablation import Ablation, Choices
+from tomoscope.circuits.atp import NodeGrid, atp_star
 from tomoscope.circuits.circuit import Agreement, Circuit, Comparison
+from tomoscope.circuits.completeness import Completeness, Minimality, Stability, completeness, minimality, stability
+from tomoscope.circuits.discovery.acdc import ACDCRun, acdc, acdc_sweep
+from tomoscope.circuits.discovery.masks import LearnedMask, learn_mask
+from tomoscope.circuits.discovery.select import edges_above, greedy_edges, random_circuit, top_edges
+from tomoscope.circuits.edges import EdgeScores, edge_scores
 from tomoscope.circuits.engine import PARTS, Engine
+from tomoscope.circuits.faithfulness import Areas, Faithfulness, faithfulness_curve, measure, random_faithfulness
 from tomoscope.circuits.graph import Graph, Node
+from tomoscope.circuits.interchange import (
+    Alignment,
+    Interchanges,
+    align,
+    interchange_accuracy,
+    interchange_logits,
+    random_alignment,
+)
 from tomoscope.circuits.metrics import KL, LogitDifference, Metric, Probability, answer_log_probabilities, normalised
+from tomoscope.circuits.nodes import NodeScores, neuron_scores, node_scores
 from tomoscope.circuits.patching import Pairs, PatchGrid, activation_patching, attribution_patching, encode_pairs
+from tomoscope.circuits.path import PathEffects, path_patching
+from tomoscope.circuits.scrubbing import Claim, Scrubbed, scrub
 from tomoscope.circuits.tracing import Trace, causal_trace, noise_scale
+from tomoscope.circuits.wiring import Wiring
 
 __all__ = [
     "KL",
     "PARTS",
+    "ACDCRun",
+    "Ablation",
     "Agreement",
+    "Alignment",
+    "Areas",
+    "Choices",
     "Circuit",
+    "Claim",
     "Comparison",
+    "Completeness",
+    "EdgeScores",
     "Engine",
+    "Faithfulness",
     "Graph",
+    "Interchanges",
+    "LearnedMask",
     "LogitDifference",
     "Metric",
+    "Minimality",
     "Node",
+    "NodeGrid",
+    "NodeScores",
     "Pairs",
     "PatchGrid",
+    "PathEffects",
     "Probability",
+    "Scrubbed",
+    "Stability",
     "Trace",
+    "Wiring",
+    "acdc",
+    "acdc_sweep",
     "activation_patching",
+    "align",
     "answer_log_probabilities",
+    "atp_star",
     "attribution_patching",
     "causal_trace",
+    "completeness",
+    "edge_scores",
+    "edges_above",
     "encode_pairs",
+    "faithfulness_curve",
+    "greedy_edges",
+    "interchange_accuracy",
+    "interchange_logits",
+    "learn_mask",
+    "measure",
+    "minimality",
+    "neuron_scores",
+    "node_scores",
     "noise_scale",
     "normalised",
+    "path_patching",
+    "random_alignment",
+    "random_circuit",
+    "random_faithfulness",
+    "scrub",
+    "stability",
+    "top_edges",
 ]

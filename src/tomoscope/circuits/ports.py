@@ -179,6 +179,8 @@ class Ports:
         arguments = subject.forward_arguments(batch)
         if "use_cache" in subject.accepts:
             arguments["use_cache"] = False
+        if "logits_to_keep" in subject.accepts:
+            arguments["logits_to_keep"] = 1
         seen = record(subject.model, (), arguments, n_heads=subject.facts.n_heads, traced=traced)
         weights = Weights(subject)
         layers = range(graph.n_layers)
@@ -243,19 +245,9 @@ def _head_input(subject: Subject, weights: Weights, graph: Graph, layer: int, wh
 def _fused_columns(weights: Weights, layer: int, which: str, total: int) -> Tensor:
     """Where each head's numbers stand in a fused projection's output: its numbers cut as its weights are."""
     facts = weights.subject.facts
-    module = _named_linear(
-        weights.subject.model.get_submodule(weights.subject.structure.blocks[layer].attention), families.FUSED_NAMES
-    )
-    assert module is not None
-    assert isinstance(module.weight, Tensor)
-    matrix = (module.weight if type(module).__name__ == "Conv1D" else module.weight.T).detach()
-    for layout in families.FUSED_LAYOUTS:
-        parts = _cut(matrix, layout, facts.n_heads, facts.head_dim or 1)
-        if parts is not None and weights._gives_values(layer, parts["v"]):
-            numbers = _cut(torch.arange(total)[None], layout, facts.n_heads, facts.head_dim or 1)
-            assert numbers is not None
-            return numbers[which][:, 0]
-    raise SiteError(f"Layer {layer}'s fused projection has a layout that was not recognised.")
+    numbers = _cut(torch.arange(total)[None], weights._layout(layer), facts.n_heads, facts.head_dim or 1)
+    assert numbers is not None
+    return numbers[which][:, 0]
 
 
 def _branch(subject: Subject, seen: Recording, block: Block, layer: int) -> NormMap | None:

@@ -15,7 +15,9 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from pydantic import Field
+from torch import Tensor
 
 from tomoscope.exams.exam import Context, Exam
 from tomoscope.exams.places import place_name, shown_pattern
@@ -29,6 +31,8 @@ from tomoscope.findings.statistics import bootstrap_interval
 from tomoscope.findings.verdict import Rule
 from tomoscope.observe import TokenAttribution, by_head, direct_logit_attribution, integrated_gradients
 
+PILOT = 8
+"""Prompts that are tried first."""
 TASKS = ("ioi", "induction", "agreement", "gendered_pronoun", "facts")
 
 
@@ -43,7 +47,7 @@ class TokenOptions(AttributionOptions):
     """And how finely the path is integrated."""
 
     steps: int = Field(32, ge=2, le=10_000, description="Points on the path from the baseline, at first.")
-    most_steps: int = Field(256, ge=2, le=10_000, description="Points are doubled up to this until the parts sum.")
+    most_steps: int = Field(128, ge=2, le=10_000, description="Points are doubled up to this until the parts sum.")
     tolerance: float = Field(0.1, gt=0, le=1, description="How far the parts may be from the whole, as a share.")
 
 
@@ -130,11 +134,11 @@ def run_tokens(context: Context) -> Iterator[Finding]:
 
 def _tokens(context: Context, name: str, task: Ready) -> Finding:
     batch = task.pairs.clean
-    out, whole, steps, lead = _complete(context, task)
+    out, whole, run, steps, lead = _complete(context, task)
     if len(whole) < max(8, len(batch) // 2):
         why = (
             f"integrated gradients sum to the answer's lead (mean {number(lead)} logits) within "
-            f"{context.options.tolerance:.0%} on only {len(whole)} of {len(batch)} prompts, with {steps} steps"
+            f"{context.options.tolerance:.0%} on only {len(whole)} of {len(run)} prompts, with {steps} steps"
         )
         return context.not_measured(name, f"In {title(name)}, the answer rests on one part.", why)
     context.log(
@@ -184,31 +188,46 @@ def _tokens(context: Context, name: str, task: Ready) -> Finding:
     )  # fmt: skip
 
 
-def _complete(context: Context, task: Ready) -> tuple[TokenAttribution, np.ndarray, int, float]:
+def _complete(context: Context, task: Ready) -> tuple[TokenAttribution, np.ndarray, Int[Tensor, " prompt"], int, float]:
     """Integrated gradients on a path that is refined until the parts sum to the whole on nearly every prompt.
 
-    Only prompts whose parts do not sum yet are run again with twice the steps.
+    A few prompts go first: where the parts do not sum on them, the others would cost much and show nothing.
 
-    Returns the attributions, the rows that are complete within the tolerance, the most steps, and the mean lead in
-    logits.
+    Returns:
+        The attributions, the rows that are complete within the tolerance, which prompts were run, the most steps, and
+        the mean lead in logits.
     """
-    options, steps = context.options, context.options.steps
-    prompts, answers, wrong = task.pairs.clean.prompts, task.pairs.answers[:, 0], task.pairs.wrong[:, 0]
+    options = context.options
+    every = torch.arange(len(task.pairs))
+    some = every[:: max(1, len(every) // PILOT)][:PILOT]
+    out, done, steps, lead = _refined(context, task, some, options.steps)
+    if len(done) < len(some) / 2 or len(some) == len(every):
+        return out, done, some, steps, lead
+    out, done, steps, lead = _refined(context, task, every, steps)
+    return out, done, every, steps, lead
+
+
+def _refined(
+    context: Context, task: Ready, rows: Int[Tensor, " prompt"], steps: int
+) -> tuple[TokenAttribution, np.ndarray, int, float]:
+    """Twice the steps, again and again, for the prompts whose parts do not sum yet."""
+    prompts = [task.pairs.clean.prompts[row] for row in rows.tolist()]
+    answers, wrong = task.pairs.answers[rows, 0], task.pairs.wrong[rows, 0]
     out = integrated_gradients(context.subject, prompts, answers, wrong, steps=steps)
     while True:
         assert out.completeness_error is not None
         assert out.baseline_metric is not None
         lead = float((out.metric - out.baseline_metric).abs().mean())
-        done = out.completeness_error <= options.tolerance * lead
-        if done.float().mean() >= 0.95 or 2 * steps > options.most_steps:
+        done = out.completeness_error <= context.options.tolerance * lead
+        if done.float().mean() >= 0.95 or 2 * steps > context.options.most_steps:
             return out, np.flatnonzero(done.numpy()), steps, lead
         steps *= 2
-        rows = torch.nonzero(~done)[:, 0]
-        again = [prompts[row] for row in rows.tolist()]
-        finer = integrated_gradients(context.subject, again, answers[rows], wrong[rows], steps=steps)
+        left = torch.nonzero(~done)[:, 0]
+        again = [prompts[row] for row in left.tolist()]
+        finer = integrated_gradients(context.subject, again, answers[left], wrong[left], steps=steps)
         assert finer.completeness_error is not None
         values, errors = out.values.clone(), out.completeness_error.clone()
-        values[rows, : finer.values.shape[1]], errors[rows] = finer.values, finer.completeness_error
+        values[left, : finer.values.shape[1]], errors[left] = finer.values, finer.completeness_error
         out = replace(out, values=values, completeness_error=errors)
 
 
@@ -251,7 +270,7 @@ TOKEN_ATTRIBUTION = Exam(
     run=run_tokens,
     rule={"tokens": Rule(direction="greater", minimum=0.02)},
     options=TokenOptions,
-    presets={"quick": {"n": 32, "steps": 16}, "deep": {"n": 128, "steps": 100}},
+    presets={"quick": {"n": 24, "steps": 16, "most_steps": 32}, "deep": {"n": 128, "steps": 64, "most_steps": 512}},
     applies=speaks_text,
     method=(
         "Integrated gradients (Sundararajan et al. 2017) of the logit difference from the mean embedding; the "

@@ -310,7 +310,7 @@ DISCOVERY = Exam(
     },
     options=DiscoveryOptions,
     presets={
-        "quick": {"n": 32, "draws": 8, "resamples": 4, "tasks": ["ioi", "induction"]},
+        "quick": {"n": 32, "draws": 8, "resamples": 4, "tasks": ["ioi"]},
         "deep": {"n": 128, "draws": 40, "resamples": 20},
     },
     applies=speaks_text,

@@ -2,12 +2,14 @@
 
 from tomoscope.features.activations import JumpReLU, ReLU, TopK
 from tomoscope.features.coder import Codes, SparseCoder
+from tomoscope.features.edits import FeatureEdit, only_features, without_features
 from tomoscope.features.formats import load_coder, load_transcoders, save_transcoders
 from tomoscope.features.transcoders import CrossLayerTranscoder, Transcoders, TranscoderSet
 
 __all__ = [
     "Codes",
     "CrossLayerTranscoder",
+    "FeatureEdit",
     "JumpReLU",
     "ReLU",
     "SparseCoder",
@@ -16,5 +18,7 @@ __all__ = [
     "Transcoders",
     "load_coder",
     "load_transcoders",
+    "only_features",
     "save_transcoders",
+    "without_features",
 ]

@@ -84,6 +84,7 @@ class Weights:
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
+        self._layouts: dict[int, str] | None = None
         n_layers = subject.facts.n_layers
         self.W_Q, self.W_K = Layered(self._W_Q, n_layers), Layered(self._W_K, n_layers)
         self.W_V, self.W_O = Layered(self._W_V, n_layers), Layered(self._W_O, n_layers)
@@ -146,30 +147,44 @@ class Weights:
         return self._unfused(layer, _matrix(fused), which)
 
     def _unfused(self, layer: int, matrix: Tensor, which: str) -> Tensor:
-        """Cut a fused projection; the layout is the one that gives back the values attention was seen to receive."""
         facts = self.subject.facts
-        width = facts.head_dim or 1
-        for layout in families.FUSED_LAYOUTS:
-            parts = _cut(matrix, layout, facts.n_heads, width)
-            if parts is not None and self._gives_values(layer, parts["v"]):
-                return parts[which]
-        raise UnavailableSiteError(f"layer.{layer}'s fused projection has a layout that was not recognised.")
+        parts = _cut(matrix, self._layout(layer), facts.n_heads, facts.head_dim or 1)
+        assert parts is not None  # the layout was found on it
+        return parts[which]
 
-    def _gives_values(self, layer: int, weights: Tensor) -> bool:
-        block = self._block(layer)
-        model = self.subject.model
-        module = _named_linear(model.get_submodule(block.attention), families.FUSED_NAMES)
-        path = next(name for name, other in model.named_modules() if other is module)
-        ids = torch.arange(4)[None] % 4
-        acts = self.subject.read(ids, f"{path}.input", f"layer.{layer}.attn.v")
-        given, value = acts[f"{path}.input"].float(), acts[f"layer.{layer}.attn.v"].float()
-        change = given[:, 1:] - given[:, :-1]  # differences, so that biases drop out
-        mine = torch.einsum("btd,hdi->bthi", change, weights.detach().float().cpu())
-        seen = value[:, 1:] - value[:, :-1]
-        if mine.shape[2] != seen.shape[2]:  # shared keys and values that arrive repeated
-            mine = mine.repeat_interleave(max(1, seen.shape[2] // mine.shape[2]), dim=2)
-        scale = seen.abs().max().clamp(min=1e-6)
-        return mine.shape == seen.shape and bool((mine - seen).abs().max() < 2e-2 * scale)
+    def _layout(self, layer: int) -> str:
+        """How a fused projection is laid out: so that it gives back the values that attention was seen to receive."""
+        if self._layouts is None:
+            self._layouts = self._find_layouts()
+        if layer not in self._layouts:
+            raise UnavailableSiteError(f"layer.{layer}'s fused projection has a layout that was not recognised.")
+        return self._layouts[layer]
+
+    def _find_layouts(self) -> dict[int, str]:
+        """Layer -> layout, for all fused layers from one forward."""
+        facts, model = self.subject.facts, self.subject.model
+        names = {module: name for name, module in model.named_modules()}
+        fused: dict[int, nn.Module] = {}
+        known = self.subject.sites()
+        for layer, block in enumerate(self.subject.structure.blocks):
+            module = (
+                _named_linear(model.get_submodule(block.attention), families.FUSED_NAMES) if block.attention else None
+            )
+            if module is not None and known[f"layer.{layer}.attn.v"].available:
+                fused[layer] = module
+        if not fused:
+            return {}
+        sites = [f"{names[module]}.input" for module in fused.values()] + [f"layer.{i}.attn.v" for i in fused]
+        acts = self.subject.read(torch.arange(4)[None] % 4, *sites)
+        out = {}
+        for layer, module in fused.items():
+            given, value = acts[f"{names[module]}.input"].float(), acts[f"layer.{layer}.attn.v"].float()
+            for layout in families.FUSED_LAYOUTS:
+                parts = _cut(_matrix(module), layout, facts.n_heads, facts.head_dim or 1)
+                if parts is not None and _gives_values(parts["v"], given, value):
+                    out[layer] = layout
+                    break
+        return out
 
     # ---- MLP and ends
 
@@ -302,6 +317,17 @@ def _named_linear(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None
             if path.rsplit(".", 1)[-1] == name and _is_linear(child):
                 return child
     return None
+
+
+def _gives_values(weights: Tensor, given: Tensor, value: Tensor) -> bool:
+    """Whether value weights [head, d_model, head_dim] turn what a projection was given into what attention received."""
+    change = given[:, 1:] - given[:, :-1]  # differences, so that biases drop out
+    mine = torch.einsum("btd,hdi->bthi", change, weights.detach().float().cpu())
+    seen = value[:, 1:] - value[:, :-1]
+    if mine.shape[2] != seen.shape[2]:  # shared keys and values that arrive repeated
+        mine = mine.repeat_interleave(max(1, seen.shape[2] // mine.shape[2]), dim=2)
+    scale = seen.abs().max().clamp(min=1e-6)
+    return mine.shape == seen.shape and bool((mine - seen).abs().max() < 2e-2 * scale)
 
 
 def _cut(matrix: Tensor, layout: str, heads: int, width: int) -> dict[str, Tensor] | None:

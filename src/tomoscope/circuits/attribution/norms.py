@@ -42,6 +42,11 @@ class NormWeights:
         scale = ((y - bias) * shaped).sum(-1) / shaped.square().sum(-1).clamp(min=least)
         return FrozenNorm(weight, bias, self.centred, scale)
 
+    def fold(self, directions: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
+        """What directions in the norm's output read from the stream before it, up to the norm's scale."""
+        out = directions * self.weight.to(directions)
+        return out - out.mean(-1, keepdim=True) if self.centred else out
+
 
 @dataclass(frozen=True, eq=False)
 class FrozenNorm:
@@ -66,8 +71,7 @@ class FrozenNorm:
 
     def fold(self, directions: Float[Tensor, "*row d_model"]) -> Float[Tensor, "*row d_model"]:
         """What directions in the norm's output read from the stream before it, up to the position's scale."""
-        out = directions * self.weight
-        return out - out.mean(-1, keepdim=True) if self.centred else out
+        return NormWeights(self.weight, self.bias, self.centred).fold(directions)
 
     @property
     def unit(self) -> FrozenNorm:

@@ -78,15 +78,15 @@ def logit_targets(
     """
     subject, logits = replacement.subject, replacement.logits
     ids = salient(logits, probability=probability, most=most) if tokens is None else _ids(replacement, tokens)
-    factor, bias, exact = _head(replacement)
+    head = find_head(replacement)
     W_U = Weights(subject).W_U
-    mean = W_U.to(replacement.tokens.dtype).mean(1) if W_U.dtype != replacement.tokens.dtype else W_U.mean(1)
     chosen = torch.tensor(ids, device=W_U.device)
-    directions = factor * (W_U[:, chosen].T.to(replacement.tokens) - mean.to(replacement.tokens))
+    columns = W_U[:, chosen].T.to(replacement.tokens)
+    directions = head.factor * (columns - W_U.mean(1, dtype=replacement.tokens.dtype).to(columns))
     names = [subject.tokenizer.decode([i]) if subject.tokenizer is not None else str(i) for i in ids]
     return LogitTargets(
         tuple(ids), tuple(names), logits.softmax(-1)[chosen.to(logits.device)], directions,
-        exact[chosen] - exact.mean(), factor * (bias[chosen] - bias.mean()),
+        head.exact[chosen] - head.exact.mean(), head.factor * (head.bias[chosen] - head.bias.mean()),
     )  # fmt: skip
 
 
@@ -133,8 +133,33 @@ def _ids(replacement: LocalReplacement, tokens: Sequence[int | str]) -> list[int
     return out
 
 
-def _head(replacement: LocalReplacement) -> tuple[float, Tensor, Tensor]:
-    """The logit scale, the head's bias [vocab], and the logits before a soft-cap; checked against the model's own."""
+@dataclass(frozen=True, eq=False)
+class Head:
+    """What comes after the final norm: logits = cap(factor x (. @ W_U + bias)).
+
+    Attributes:
+        factor: the logit scale.
+        bias: [vocab].
+        cap: the soft-cap, or None.
+        exact: [vocab], the prompt's last logits before the cap.
+    """
+
+    factor: float
+    bias: Float[Tensor, " vocab"]
+    cap: float | None
+    exact: Float[Tensor, " vocab"]
+
+    def uncapped(self, logits: Float[Tensor, "*set vocab"]) -> Float[Tensor, "*set vocab"]:
+        """Logits before the soft-cap."""
+        return logits if self.cap is None else self.cap * torch.atanh((logits / self.cap).clamp(-1 + 1e-9, 1 - 1e-9))
+
+
+def find_head(replacement: LocalReplacement) -> Head:
+    """The end of the model, checked against its own logits.
+
+    Raises:
+        UnavailableSiteError: the logits are not what the final norm gives times the unembedding.
+    """
     subject, like = replacement.subject, replacement.tokens
     W_U = Weights(subject).W_U
     plain = torch.cat([replacement.ending.to(W_U.device) @ part.to(like.dtype) for part in W_U.split(VOCAB_CHUNK, 1)])
@@ -144,14 +169,14 @@ def _head(replacement: LocalReplacement) -> tuple[float, Tensor, Tensor]:
     caps = [float(value) for name in SOFTCAP_NAMES if (value := getattr(text, name, None))]
     logits = replacement.logits.to(plain)
     for cap in (None, *caps):
-        exact = logits if cap is None else cap * torch.atanh((logits / cap).clamp(-1 + 1e-9, 1 - 1e-9))
+        exact = Head(1.0, bias, cap, logits).uncapped(logits)
         with_bias = plain + bias
         factor = float((with_bias * exact).sum() / with_bias.square().sum().clamp(min=1e-300))
         factor = 1.0 if abs(factor - 1) < 1e-6 else factor
         gap = float((factor * with_bias - exact).abs().max()) / max(float(exact.abs().max()), 1e-30)
         if gap <= tolerance(subject.dtype):
             # the rows are to sum to what the norm gives times the unembedding; a cap's inverse would only add rounding
-            return factor, bias, factor * with_bias
+            return Head(factor, bias, cap, factor * with_bias)
     raise UnavailableSiteError(
         f"The logits of {subject.name} are not its final norm times its unembedding (relative gap {gap:.2g}).",
         remedy="A head with hidden layers of its own has no direct path to attribute to.",

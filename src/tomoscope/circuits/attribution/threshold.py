@@ -18,6 +18,8 @@ PIECE = 2**24
 def holding(values: Float[Tensor, " value"], share: float) -> float:
     """The largest threshold such that the values from it on hold at least `share` of the sum of all.
 
+    For a share of 1 it is the smallest value that is not 0.
+
     Args:
         values: none negative.
         share: between 0 and 1.
@@ -25,6 +27,8 @@ def holding(values: Float[Tensor, " value"], share: float) -> float:
     total = float(values.double().sum())
     if not len(values) or total <= 0:
         return 0.0
+    if share >= 1:
+        return float(values[values > 0].min())
     bits, kind = (64, torch.int64) if values.dtype == torch.float64 else (32, torch.int32)
     exact = values if values.dtype in (torch.float32, torch.float64) else values.float()
     wanted, above, prefix = share * total, 0.0, 0

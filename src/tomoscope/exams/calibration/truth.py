@@ -287,7 +287,11 @@ TRUTHS: dict[str, Truth] = {
     "circuits.discovery": Truth(
         _discovery, kind=_last_part,
         unknowable=dict.fromkeys(
+<<<<<<< HEAD
+            ("ranking", "stable"), "what a method finds on other prompts is measured on the spot; no card states it"
+=======
             ("ranking", "stable"), "what a method finds on other prompts is measured on the spot, and no card states it"
+>>>>>>> proof
         ),
     ),
     "circuits.causal_tracing": Truth(
