@@ -29,7 +29,7 @@ SMALL = {
 }
 # what an exam may lack on a decoder, by family: everything else must be measured where the task is taken as done
 LACKING = {
-    "openai_gpt": {"observe.direct_attribution", "observe.logit_lens", "observe.tuned_lens"},
+    "openai_gpt": {"circuits.discovery", "observe.direct_attribution", "observe.logit_lens", "observe.tuned_lens"},
     # a mixture's routing jumps along the path, so integrated gradients do not sum to the whole, and the exam says so
     **{family: {"observe.token_attribution"} for family in ("qwen3_moe", "deepseek_v3", "gpt_oss")},
 }
