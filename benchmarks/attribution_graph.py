@@ -72,6 +72,7 @@ class Peer:
         )
 
     def __call__(self) -> dict[str, Any]:
+        """One run of the peer."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write("go\n")
@@ -115,7 +116,7 @@ def main(
     for _ in range(rounds):
         spent, graph = timed(ours)
         seconds.append(spent)
-        analysis.append(timed(lambda: (node_influence(graph), prune(graph)))[0])
+        analysis.append(timed(lambda found=graph: (node_influence(found), prune(found)))[0])
         for batch, one in peers.items():
             theirs[batch].append(one())
     numbers: dict[str, Any] = {}
@@ -127,7 +128,9 @@ def main(
             "peer_seconds": medians[best], "peer_batch": best,
             "speedup": statistics.median(o["seconds"] / s for o, s in zip(theirs[best], seconds, strict=True)),
             "peer_prune_seconds": last["prune_seconds"], "peer_features": last["features"],
-            "worst_row_mass": max(abs(a - b) / max(a, 1e-9) for a, b in zip(last["masses"], _masses(graph), strict=True)),
+            "worst_row_mass": max(
+                abs(a - b) / max(a, 1e-9) for a, b in zip(last["masses"], _masses(graph), strict=True)
+            ),
         }  # fmt: skip
     tell(
         "attribution_graph", features=graph.n_features, nodes=graph.n_nodes, edges=graph.n_edges,

@@ -61,6 +61,11 @@ def test_shared_keys_and_values_have_one_input_a_group():
     assert g.inputs_of("embed") == []
 
 
+def test_keys_that_arrive_repeated_still_belong_to_their_group():
+    g = graph("falcon")
+    assert [g.destinations[i] for i in g.inputs_of("a1.h3")] == ["a1.h3<q>", "a1.kv1<k>", "a1.kv1<v>"]
+
+
 def test_compressed_keys_make_attention_one_node():
     g = graph(next(name for name in DECODERS if "deepseek" in name))
     assert "a0" in g.sources

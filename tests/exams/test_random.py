@@ -11,7 +11,7 @@ from tomoscope.findings.verdict import correct
 
 EXAMINED = (
     "observe.abilities", "observe.head_roles", "observe.direct_attribution", "observe.token_attribution",
-    "circuits.patching", "circuits.causal_tracing",
+    "circuits.patching", "circuits.discovery", "circuits.causal_tracing",
 )  # fmt: skip
 FAMILIES = ("gpt2", "llama", "gpt_neox", "qwen3", "opt", "gemma2", "bloom", "granite")
 

@@ -24,6 +24,7 @@ OPTIONS = SMALL | {
     "observe.direct_attribution": {"n": 24, **TASKS},
     "observe.token_attribution": {"n": 24, "steps": 4, **TASKS},
     "circuits.patching": {"n": 24, **TASKS},
+    "circuits.discovery": {"n": 24, "draws": 4, "resamples": 3, **TASKS},
 }
 
 

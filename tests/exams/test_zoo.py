@@ -24,11 +24,12 @@ SMALL = {
     "observe.direct_attribution": {"n": 12, "tasks": ("ioi", "facts")},
     "observe.token_attribution": {"n": 8, "steps": 2, "tasks": ("facts",)},
     "circuits.patching": {"n": 12, "tasks": ("facts",)},
+    "circuits.discovery": {"n": 16, "draws": 4, "resamples": 3, "tasks": ("facts",)},
     "circuits.causal_tracing": {"facts": 8, "draws": 2},
 }
 # what an exam may lack on a decoder, by family: everything else must be measured where the task is taken as done
 LACKING = {
-    "openai_gpt": {"observe.direct_attribution", "observe.logit_lens", "observe.tuned_lens"},
+    "openai_gpt": {"circuits.discovery", "observe.direct_attribution", "observe.logit_lens", "observe.tuned_lens"},
     # a mixture's routing jumps along the path, so integrated gradients do not sum to the whole, and the exam says so
     **{family: {"observe.token_attribution"} for family in ("qwen3_moe", "deepseek_v3", "gpt_oss")},
 }
@@ -53,7 +54,7 @@ def taken_as_done(monkeypatch):
         )
         sign = 1.0 - 2.0 * swap[:, 0].numpy()
         return dataclasses.replace(
-            task, pairs=pairs, metric=readiness._metric(task.spec, pairs), scores=sign * task.scores,
+            task, pairs=pairs, metric=readiness.metric_of(task.spec, pairs), scores=sign * task.scores,
             corrupted=sign * task.corrupted,
         )  # fmt: skip
 

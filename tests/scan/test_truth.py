@@ -20,9 +20,9 @@ from tomoscope.phantoms.world.tasks import TASKS as WORLD_TASKS
 from tomoscope.scan import scan_model
 
 ELSEWHERE = {
+    "circuits.discovery": "a circuit run as a model equals rewired runs written out (tests/circuits)",
     "circuits.causal_tracing": "its numbers equal the public reference's (tests/circuits)",
     "observe.tuned_lens": "a fit is not a fact of the model; its gain is checked in tests/observe",
-    "circuits.discovery": "a rewired run equals one written out in plain torch, and the reference's (tests/circuits)",
     "circuits.patching linear": "it compares two methods, and says nothing of the model alone",
 }
 N = 48

@@ -98,10 +98,12 @@ class Graph:
             writers.append(Node(POSITION, "position", -1, moment=-1))
         readers: list[Node] = []
         weights = Weights(subject)
+        kv_heads = facts.n_kv_heads  # attention may see keys and values repeated (Falcon): the projections tell
         for layer, block in enumerate(blocks):
             first, second = 2 * layer, 2 * layer if block.parallel else 2 * layer + 1
             if sites[f"layer.{layer}.attn.out"].available:
                 heads, groups = _heads(subject, weights, layer)
+                kv_heads = groups or kv_heads
                 writers += [Node(f"a{layer}.h{h}", "head", layer, h, moment=first) for h in range(heads)]
                 for which in INPUTS if heads else ():
                     count, stem = (heads, "h") if which == "q" or groups == heads else (groups, "kv")
@@ -114,7 +116,7 @@ class Graph:
                 writers.append(Node(f"m{layer}", "mlp", layer, moment=second))
                 readers.append(Node(f"m{layer}", "mlp", layer, moment=second))
         readers.append(Node(LOGITS, "logits", len(blocks), moment=2 * len(blocks)))
-        return cls(tuple(writers), tuple(readers), len(blocks), facts.n_heads, facts.n_kv_heads)
+        return cls(tuple(writers), tuple(readers), len(blocks), facts.n_heads, kv_heads)
 
     # ---- names and numbers
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from tomoscope.cli.calibrate import calibrate
+from tomoscope.cli.circuit import circuit
 from tomoscope.cli.doctor import doctor
 from tomoscope.cli.scan import scan
 from tomoscope.cli.show import show
@@ -19,7 +20,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (scan, show, calibrate, doctor, sites):
+for command in (scan, show, circuit, calibrate, doctor, sites):
     app.command()(command)
 
 

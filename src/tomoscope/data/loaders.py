@@ -1,10 +1,11 @@
 """Prompt pairs and facts that others wrote, read from their files.
 
 Three shapes are known: an object with "prompts", each {clean, corrupt, answers, wrong_answers} (IOI, docstring and
-greater-than pairs as circuit-discovery tools ship them); one object a line {clean_prefix, patch_prefix, clean_answer,
-patch_answer, case} (agreement pairs of Marks et al. 2024, arXiv:2403.19647, after Finlayson et al. 2021); and a list
-of {prompt, subject, attribute} (the 1,000 facts of Meng et al. 2022, arXiv:2202.05262). How they can mislead: such
-pairs were aligned for one tokenizer, mostly GPT-2's; with another, `PairSet.encode` may refuse them.
+greater-than pairs as circuit-discovery tools ship them), or one such object a line; one object a line {clean_prefix,
+patch_prefix, clean_answer, patch_answer, case} (agreement pairs of Marks et al. 2024, arXiv:2403.19647, after Finlayson
+et al. 2021); and a list of {prompt, subject, attribute} (the 1,000 facts of Meng et al. 2022, arXiv:2202.05262). How
+they can mislead: such pairs were aligned for one tokenizer, mostly GPT-2's; with another, `PairSet.encode` may refuse
+them.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def load_pairs(path: str | Path, *, name: str | None = None) -> PairSet:
         places = whole.get("word_idxs", {})
         pairs = [_from_prompts(entry, places, f"{path}, prompt {i}") for i, entry in enumerate(whole["prompts"])]
     else:
-        pairs = _agreement_lines(text, path)
+        pairs = _lines(text, path)
     if not pairs:
         raise DataError(f"{path} holds no pairs.", remedy="Give a file with at least one.")
     return PairSet(tuple(pairs), name=name or path.stem, corruption="as in the file")
@@ -91,7 +92,8 @@ def _get(entry: Any, key: str, where: str) -> str:
 
 
 def _from_prompts(entry: Any, places: Mapping[str, int], where: str) -> Pair:
-    clean, corrupted = _get(entry, "clean", where), _get(entry, "corrupt", where)
+    clean = _get(entry, "clean", where)
+    corrupted = _get(entry, "corrupted" if isinstance(entry, dict) and "corrupted" in entry else "corrupt", where)
     answers, wrong = entry.get("answers"), entry.get("wrong_answers", [])
     for given in (answers, wrong):
         if not isinstance(given, list) or not all(isinstance(answer, str) for answer in given):
@@ -114,7 +116,7 @@ def _word_spans(text: str, places: Mapping[str, int]) -> dict[str, Span]:
     return {label: words[i] for label, i in places.items() if label.isidentifier() and 0 <= i < len(words)}
 
 
-def _agreement_lines(text: str, path: Path) -> list[Pair]:
+def _lines(text: str, path: Path) -> list[Pair]:
     pairs = []
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
@@ -127,6 +129,9 @@ def _agreement_lines(text: str, path: Path) -> list[Pair]:
                 f"{where}: not JSON ({error.msg}, column {error.colno}).",
                 remedy="Give an object with 'prompts', or one object a line.",
             ) from error
+        if isinstance(entry, dict) and "clean" in entry:
+            pairs.append(_from_prompts(entry, {}, where))
+            continue
         keys = ("clean_prefix", "patch_prefix", "clean_answer", "patch_answer")
         clean, corrupted, answer, wrong = (_get(entry, key, where) for key in keys)
         pairs.append(Pair(Prompt(clean), Prompt(corrupted), (answer,), (wrong,), {"case": str(entry.get("case", ""))}))

@@ -270,7 +270,7 @@ TOKEN_ATTRIBUTION = Exam(
     run=run_tokens,
     rule={"tokens": Rule(direction="greater", minimum=0.02)},
     options=TokenOptions,
-    presets={"quick": {"n": 32, "steps": 16, "most_steps": 64}, "deep": {"n": 128, "steps": 64, "most_steps": 512}},
+    presets={"quick": {"n": 24, "steps": 16, "most_steps": 32}, "deep": {"n": 128, "steps": 64, "most_steps": 512}},
     applies=speaks_text,
     method=(
         "Integrated gradients (Sundararajan et al. 2017) of the logit difference from the mean embedding; the "

@@ -19,14 +19,14 @@ Steps: halves by cluster; scores; `prove`; the same method on resampled pairs; c
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 from pydantic import Field
 
-from tomoscope.circuits import Circuit, Pairs, encode_pairs
+from tomoscope.circuits import Circuit, Pairs
 from tomoscope.circuits.completeness import stability
 from tomoscope.circuits.controls import untrained_like
 from tomoscope.circuits.discovery.select import greedy_edges, with_heads_exchanged
@@ -130,10 +130,6 @@ def _sentence(name: str, kind: str) -> str:
     return f"In {title(name)}, {CLAIMS[kind]}"
 
 
-def _part(context: Context, task: Ready, rows: Sequence[int] | np.ndarray) -> Pairs:
-    return encode_pairs(context.subject, replace(task.raw, pairs=tuple(task.raw[int(i)] for i in rows)))
-
-
 def _score(context: Context, subject: Subject, task: Ready, pairs: Pairs) -> EdgeScores:
     options = context.options
     metric = metric_of(task.spec, pairs)
@@ -143,10 +139,11 @@ def _score(context: Context, subject: Subject, task: Ready, pairs: Pairs) -> Edg
 def _case(context: Context, name: str, task: Ready) -> Case:
     options, subject = context.options, context.subject
     chosen, other = context.halves(task.clusters)
-    found, measured = _part(context, task, chosen), _part(context, task, other)
+    found, measured = (taken(task.pairs, rows.tolist()) for rows in (chosen, other))
     clusters = [task.clusters[i] for i in other]
     scores = _score(context, subject, task, found)
-    blank = untrained_like(subject, seed=context.seed_for(f"{name} untrained") % 2**31)
+    kind = "initial" if subject.config is not None else "shuffled"
+    blank = untrained_like(subject, seed=context.seed_for(f"{name} untrained"), kind=kind)
     proof = prove(
         subject, scores, found, measured, untrained=_score(context, blank, task, found),
         metrics=(metric_of(task.spec, found), metric_of(task.spec, measured)), target=options.target,
@@ -313,7 +310,7 @@ DISCOVERY = Exam(
     },
     options=DiscoveryOptions,
     presets={
-        "quick": {"n": 32, "draws": 8, "resamples": 4, "tasks": ["ioi", "induction"]},
+        "quick": {"n": 32, "draws": 8, "resamples": 4, "tasks": ["ioi"]},
         "deep": {"n": 128, "draws": 40, "resamples": 20},
     },
     applies=speaks_text,

@@ -238,7 +238,7 @@ TUNED_LENS = Exam(
     run=run_tuned_lens,
     rule=Rule(direction="less", minimum=0.02),
     options=TunedOptions,
-    presets={"quick": {"steps": 40, "training_texts": 96, "texts": 32}, "deep": {"steps": 500, "training_texts": 1024}},
+    presets={"quick": {"steps": 20, "training_texts": 64, "texts": 32}, "deep": {"steps": 500, "training_texts": 1024}},
     applies=speaks,
     method=(
         "An affine translator per layer, started at the identity, is trained to bring the lens's distribution to the "

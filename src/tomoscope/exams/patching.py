@@ -336,7 +336,7 @@ PATCHING = Exam(
         "linear": Rule(direction="greater", minimum=0.3),
     },
     options=PatchingOptions,
-    presets={"quick": {"n": 48}, "deep": {"n": 192}},
+    presets={"quick": {"n": 32}, "deep": {"n": 192}},
     applies=speaks_text,
     method=(
         "One activation of the clean run is put into the corrupted run (denoising), at one place alone, and the "

@@ -224,7 +224,7 @@ TRACING = Exam(
     run=run_tracing,
     rule={"tracing": Rule(direction="greater", minimum=0.02)},
     options=TracingOptions,
-    presets={"quick": {"facts": 24, "draws": 4}, "deep": {"facts": 64, "draws": 10}},
+    presets={"quick": {"facts": 16, "draws": 3}, "deep": {"facts": 64, "draws": 10}},
     applies=speaks_text,
     method=(
         "Noise on the subject's embeddings destroys the answer; one clean state, or a window of MLP or attention "

@@ -134,7 +134,12 @@ def test_mistakes_are_told_before_any_work(tmp_path, options, error, said):
 
 def test_names_patterns_and_values_make_a_plan():
     plan = plan_calibration(exams=["circuits.*", thing_exam(oracle)], phantoms=["untr*", phantom()], preset="quick")
-    assert [exam.name for exam, _ in plan.exams] == ["circuits.patching", "circuits.causal_tracing", "test.thing"]
+    assert [exam.name for exam, _ in plan.exams] == [
+        "circuits.patching",
+        "circuits.discovery",
+        "circuits.causal_tracing",
+        "test.thing",
+    ]
     assert plan.exams[0][1].n == EXAMS["circuits.patching"].presets["quick"]["n"]
     assert [case.key for case in plan.cases][:3] == ["untrained/null/0", "thing/planted/0", "thing/null/0"]
     assert {source.name for source in plan_calibration(preset="quick").sources} > {"routed", "untrained"}

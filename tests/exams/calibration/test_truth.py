@@ -61,13 +61,23 @@ def test_an_induction_circuits_card():
     assert {one.holds for key, one in patching.items() if not key.startswith("induction")} == {False}
     assert Counter(one.kind for key, one in patching.items() if not one.holds) == {
         "head": 4, "mlp": 5, "arrival": 4, "linear": 4}  # fmt: skip
+    discovery = expected(specimen.card, "circuits.discovery")
+    assert discovery["induction_circuit"].right([f"layer.{layer}.attn.z[head={head}]"], "all")
+    assert [key for key, one in discovery.items() if one.holds] == ["induction_circuit"], "of the rest no card can say"
+    assert not discovery["ioi_stable"].holds
     direct = expected(specimen.card, "observe.direct_attribution")
     assert direct["induction"].places == (Place(layer, "attn", head),)
     assert [one.holds for one in direct.values()].count(True) == 1
     assert expected(specimen.card, "observe.token_attribution")["induction"].positions == ("earlier", "copied")
     assert {one.holds for one in expected(specimen.card, "circuits.causal_tracing").values()} == {False}
     null = PHANTOMS["induction_gpt2"].null(1)
-    for exam in ("observe.head_roles", "observe.abilities", "circuits.patching", "observe.direct_attribution"):
+    for exam in (
+        "observe.head_roles",
+        "observe.abilities",
+        "circuits.patching",
+        "circuits.discovery",
+        "observe.direct_attribution",
+    ):
         assert {one.holds for one in expected(null.card, exam).values()} == {False}
 
 
