@@ -128,7 +128,7 @@ class Ablation:
             DataError: no other prompt of equal length to draw.
         """
         if self.kind == "zero":
-            one = read_sources(subject, batch.take(slice(0, 1)), ports).sources
+            one = read_sources(subject, batch.take(slice(0, 1)), ports, logits=False).sources
             return Replacement(subject, ports, constants=one.map(lambda value: torch.zeros_like(value[:1, :1])))
         if self.kind == "optimal":
             if self.constants is None:
@@ -192,7 +192,7 @@ class Replacement:
     def take(self, rows: slice) -> Sources:
         """The values for some rows of the batch; prompts are run for this call."""
         if self.other is not None:
-            return read_sources(self.subject, self.other.take(rows), self.ports).sources
+            return read_sources(self.subject, self.other.take(rows), self.ports, logits=False).sources
         assert self.constants is not None
         return self.constants if self.columns is None else moved(self.constants, self.columns[rows])
 
@@ -227,7 +227,7 @@ def means(
     count = torch.zeros(max(batch.lengths) if by_position else 1, dtype=torch.float64)
     for start in range(0, len(batch), step):
         piece = batch.take(slice(start, start + step))
-        read = read_sources(subject, piece, ports).sources
+        read = read_sources(subject, piece, ports, logits=False).sources
         mask = piece.mask.cpu()
         place = torch.arange(piece.width)[None] - piece.pads.cpu()[:, None]
         index = (place if by_position else torch.zeros_like(place))[mask]

@@ -29,9 +29,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tomoscope.circuits.ending import calling_arguments, last_logits, metric_of, unembedding
 from tomoscope.circuits.metrics import Metric
 from tomoscope.circuits.ports import AttentionPort, NormMap, Ports, norm_of
-from tomoscope.circuits.sources import calling_arguments, last_logits
 from tomoscope.errors import ModelError
 from tomoscope.model import Batch, Subject
 from tomoscope.model.bypass import bypassing
@@ -134,7 +134,7 @@ def input_gradients(
     repeated = torch.arange(pairs).repeat(path.groups * steps)
     tiled = batch.take(repeated)
     tape = _Tape(subject, ports, len(tiled))
-    with torch.enable_grad(), frozen(subject.model), ExitStack() as stack:
+    with torch.enable_grad(), frozen(subject.model), unembedding(subject, metric.tokens), ExitStack() as stack:
         skipped: dict[int, Tensor | None] = dict.fromkeys(range(path.first))
         if path.stream is not None and path.first == ports.graph.n_layers:
             skipped[path.first - 1] = path.stream.detach().requires_grad_()
@@ -143,10 +143,8 @@ def input_gradients(
         tape.attach(stack, path.first)
         if watch is not None:
             stack.enter_context(watch)
-        output = subject.model(**calling_arguments(subject, tiled))
-        logits, tokens = last_logits(output, tiled), metric.tokens
-        logits = logits if tokens is None else logits[:, tokens.to(logits.device)]
-        values = metric(logits, rows[repeated])
+        logits = last_logits(subject.model(**calling_arguments(subject, tiled)), tiled)
+        values = metric_of(metric, logits, rows[repeated])
         if not values.requires_grad:
             raise ModelError(f"The metric {metric.name!r} has no gradient.", remedy="Give one that torch can derive.")
         gradients = tape.gradients(values.sum())
@@ -304,7 +302,11 @@ class _Closing:
         graph = self.ports.graph
         for layer in range(graph.n_layers):
             attention, mlp = self.ports.attention[layer], self.ports.mlp[layer]
-            if attention is not None and attention.inputs and ("projection", attention.reader) in self.gradients:
+            if (
+                attention is not None
+                and attention.inputs
+                and ("projection", attention.inputs[0].path) in self.gradients
+            ):
                 heads[layer] = self._heads(layer, attention, centred)
             elif attention is not None and ("reader", attention.readers[0]) in self.gradients:
                 streams[attention.readers[0]] = self._stream(attention.readers[0], attention.norm)
@@ -337,14 +339,11 @@ class _Closing:
             centred[layer] = norm.centre(given)
         out = {}
         for one in port.inputs:
-            columns = one.columns.flatten()
-            shape = (*one.columns.shape,)
-            gradient = self._rows(self.gradients["projection", one.path])[..., columns].unflatten(-1, shape)
-            gradient = gradient.to(self.precision)
+            gradient = one.cut(self._rows(self.gradients["projection", one.path])).to(self.precision)
             if norm is None or scale is None:
                 out[one.which] = HeadGradients(torch.einsum("gspthi,s->gpthi", gradient, self.weights), None)
                 continue
-            value = self._rows(self.tape.values["projection", one.path])[..., columns].unflatten(-1, shape)
+            value = one.cut(self._rows(self.tape.values["projection", one.path]))
             constant = one.weights.to(self.precision).transpose(1, 2) @ norm.bias.to(self.precision)
             constant = constant if one.bias is None else constant + one.bias
             # the projection less its constant is the centred stream, scaled and weighted, through it

@@ -18,6 +18,7 @@ from torch import Tensor
 from tomoscope.circuits.ablation import Ablation, Replacement
 from tomoscope.circuits.edge_gradients import InputGradients, Norms, Path, Push, input_gradients
 from tomoscope.circuits.edge_products import Expansion, edge_products, source_products, tile_size, tiles
+from tomoscope.circuits.ending import metric_of
 from tomoscope.circuits.metrics import Metric
 from tomoscope.circuits.ports import Ports
 from tomoscope.circuits.sources import Collected, SourceRun, Sources, read_sources
@@ -79,8 +80,7 @@ class Work:
 
     def clean_metrics(self, clean: SourceRun, numbers: Tensor) -> Float[Tensor, " pair"]:
         """The metric of the pairs of a clean run."""
-        tokens, logits = self.metric.tokens, clean.logits
-        return self.metric(logits if tokens is None else logits[:, tokens.to(logits.device)], numbers).cpu()
+        return metric_of(self.metric, clean.logits, numbers).cpu()
 
     def clean_metric(self, clean: SourceRun, numbers: Tensor) -> float:
         """The sum of the metric over the pairs of a clean run."""

@@ -22,7 +22,7 @@ from tomoscope.circuits.sources import Sources
 from tomoscope.model import Batch, Subject
 
 TILE_BYTES = 1 << 26  # of expanded sources
-GROUP_COLUMNS = 160  # destinations multiplied together
+GROUP_COLUMNS = 64  # destinations multiplied together
 
 
 def edge_products(

@@ -29,11 +29,12 @@ from tomoscope.circuits.ablation import Ablation, Choices
 from tomoscope.circuits.edge_gradients import Norms, Path, start
 from tomoscope.circuits.edge_methods import Work, along_sources, mixed
 from tomoscope.circuits.edge_products import Expansion, precision_of, tile_size, tiles
+from tomoscope.circuits.ending import calling_arguments, last_logits, metric_of, unembedding
 from tomoscope.circuits.graph import Graph
 from tomoscope.circuits.metrics import Metric
 from tomoscope.circuits.patching import Pairs, encode_pairs
 from tomoscope.circuits.ports import Ports
-from tomoscope.circuits.sources import SourceRun, calling_arguments, last_logits, read_sources
+from tomoscope.circuits.sources import SourceRun, read_sources
 from tomoscope.circuits.wiring import Wiring
 from tomoscope.errors import DataError
 from tomoscope.model import Batch, Subject
@@ -249,16 +250,15 @@ def write_gradients(
     subject, ports, steps = work.subject, work.ports, len(path.weights)
     repeated = torch.arange(len(batch)).repeat(steps)
     tiled, kept = batch.take(repeated), {}
-    with torch.enable_grad(), frozen(subject.model), ExitStack() as stack:
+    narrow = unembedding(subject, work.metric.tokens)
+    with torch.enable_grad(), frozen(subject.model), narrow, ExitStack() as stack:
         start(subject, ports, path, stack)
         for key, module, factor in _writers(subject, ports):
             stack.callback(module.register_forward_hook(_keeper(kept, key, factor)).remove)
         block = subject.model.get_submodule(subject.structure.blocks[0].path)
         stack.callback(block.register_forward_pre_hook(_start_keeper(kept), with_kwargs=True).remove)
         logits = last_logits(subject.model(**calling_arguments(subject, tiled)), tiled)
-        wanted = work.metric.tokens
-        logits = logits if wanted is None else logits[:, wanted.to(logits.device)]
-        values = work.metric(logits, numbers[repeated])
+        values = metric_of(work.metric, logits, numbers[repeated])
         tensors = [value for value, _ in kept.values()]
         found = torch.autograd.grad(values.sum(), tensors, allow_unused=True)
     precision, shape = precision_of(subject), (steps, *clean.streams[0].shape)

@@ -37,11 +37,12 @@ from tomoscope.circuits.ablation import Ablation, Choices
 from tomoscope.circuits.edge_gradients import Norms
 from tomoscope.circuits.edge_methods import Work
 from tomoscope.circuits.edge_products import Expansion
+from tomoscope.circuits.ending import calling_arguments
 from tomoscope.circuits.graph import Graph
 from tomoscope.circuits.metrics import Metric
 from tomoscope.circuits.patching import Pairs, encode_pairs
 from tomoscope.circuits.ports import Ports
-from tomoscope.circuits.sources import SourceRun, Sources, Watch, calling_arguments, read_sources
+from tomoscope.circuits.sources import SourceRun, Sources, Watch, read_sources
 from tomoscope.circuits.wiring import Wiring
 from tomoscope.errors import DataError, SiteError, nearest
 from tomoscope.model import Batch, Subject

@@ -15,14 +15,15 @@ stands between the heads and the stream, and check that they sum to it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tomoscope.circuits.graph import Graph
+from tomoscope.circuits.graph import INPUTS, Graph
 from tomoscope.errors import SiteError
 from tomoscope.model import Subject, Weights, families
 from tomoscope.model.probe import Call, Recording, record
@@ -97,6 +98,14 @@ class HeadInput:
     columns: Int[Tensor, "head head_dim"]
     readers: tuple[int, ...]
 
+    def cut(self, value: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows head head_dim"]:
+        """These heads' numbers of the projection's output; a view where they stand in one run."""
+        flat = self.columns.flatten()
+        first = int(flat[0])
+        run = int(flat[-1]) - first + 1 == len(flat) and bool((flat.diff() == 1).all())
+        picked = value[..., first : first + len(flat)] if run else value[..., flat]
+        return picked.unflatten(-1, tuple(self.columns.shape))
+
 
 @dataclass(frozen=True)
 class AttentionPort:
@@ -106,7 +115,6 @@ class AttentionPort:
         inputs: of its heads; empty where attention is one node.
         module: what takes the stream in where attention is one node, else "".
         norm: the norm between the stream and the readers, or "".
-        reader: a module whose input is the normed stream (the stream itself where there is no norm).
         projection: the output projection, or "" where attention is one node.
         writer: the module whose output is added to the stream.
         factor: times this.
@@ -118,7 +126,6 @@ class AttentionPort:
     inputs: tuple[HeadInput, ...]
     module: str
     norm: str
-    reader: str
     projection: str
     writer: str
     factor: float
@@ -171,23 +178,16 @@ class Ports:
         Raises:
             SiteError: the model has no graph, or something else than a norm stands between the stream and a reader.
         """
-        graph = graph or Graph.of(subject)
-        vocab = subject.facts.d_vocab or PROBE_TOKENS
-        ids = torch.arange(PROBE_TOKENS)[None] * 7 % vocab
-        batch = subject.tokens(ids)
-        traced = [b.attention for b in subject.structure.blocks if b.route == "trace"]
-        arguments = subject.forward_arguments(batch)
-        if "use_cache" in subject.accepts:
-            arguments["use_cache"] = False
-        if "logits_to_keep" in subject.accepts:
-            arguments["logits_to_keep"] = 1
-        seen = record(subject.model, (), arguments, n_heads=subject.facts.n_heads, traced=traced)
-        weights = Weights(subject)
+        found = _KNOWN.get(subject)
+        if found is None:
+            found = _KNOWN[subject] = _find(subject, graph or Graph.of(subject))
+        graph, weights = graph or found.graph, Weights(subject)
+        weights._layouts = dict(found.layouts)
         layers = range(graph.n_layers)
         return cls(
             graph,
-            tuple(_attention(subject, weights, graph, seen, layer) for layer in layers),
-            tuple(_mlp(subject, graph, seen, layer) for layer in layers),
+            tuple(_attention(subject, weights, graph, found, layer) for layer in layers),
+            tuple(_mlp(subject, graph, found, layer) for layer in layers),
             subject.structure.embed_adds,
         )
 
@@ -196,44 +196,109 @@ class Ports:
         return Weights(subject).W_O[layer]
 
 
+# ---- what one forward tells, kept for each model
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Norms by path ("" for none) and layouts by layer; no weights, which may change.
+
+    Attributes:
+        graph: the model's, without positions.
+        attention: layer -> the norm before its attention.
+        mlp: layer -> the norm before its MLP.
+        branch: layer -> the norm between its heads and the stream.
+        layouts: layer -> layout of its fused projection.
+    """
+
+    graph: Graph
+    attention: Mapping[int, str]
+    mlp: Mapping[int, str]
+    branch: Mapping[int, str]
+    layouts: Mapping[int, str]
+
+
+_KNOWN: WeakKeyDictionary[Subject, _Found] = WeakKeyDictionary()
+
+
+def _find(subject: Subject, graph: Graph) -> _Found:
+    """Run a few tokens with every module watched, and see what stands between the stream and its readers."""
+    vocab = subject.facts.d_vocab or PROBE_TOKENS
+    batch = subject.tokens(torch.arange(PROBE_TOKENS)[None] * 7 % vocab)
+    arguments = subject.forward_arguments(batch)
+    if "use_cache" in subject.accepts:
+        arguments["use_cache"] = False
+    if "logits_to_keep" in subject.accepts:
+        arguments["logits_to_keep"] = 1
+    traced = [b.attention for b in subject.structure.blocks if b.route == "trace"]
+    seen = record(subject.model, (), arguments, n_heads=subject.facts.n_heads, traced=traced)
+    weights, plain = Weights(subject), graph if graph.sources[1:2] != ("position",) else Graph.of(subject)
+    attention: dict[int, str] = {}
+    mlp: dict[int, str] = {}
+    branch: dict[int, str] = {}
+    for layer, block in enumerate(subject.structure.blocks):
+        kinds = {reader.kind for reader in graph.readers if reader.layer == layer}
+        if "attention" in kinds:
+            attention[layer] = _norm_before(seen, block, seen.calls[block.attention], f"layer {layer}'s attention")
+        if "head" in kinds:
+            paths = {which: _projection(subject, layer, which)[0] for which in INPUTS}
+            norms = {
+                _norm_before(seen, block, seen.calls[path], f"layer {layer}'s {which}") for which, path in paths.items()
+            }
+            if len(norms) > 1:
+                raise SiteError(f"Layer {layer} reads its queries, keys and values through different norms: {norms}.")
+            attention[layer], branch[layer] = norms.pop(), _branch(subject, seen, block, layer)
+        if "mlp" in kinds:
+            taken = block.taps.get("mlp.in")
+            if taken is None:
+                raise SiteError(f"What layer {layer}'s MLP reads is not known: {block.missing.get('mlp.in', '')}.")
+            mlp[layer] = _norm_before(seen, block, seen.calls[taken.path], f"layer {layer}'s MLP")
+    layouts = {} if weights._layouts is None and not branch else weights._find_layouts()
+    return _Found(plain, attention, mlp, branch, layouts)
+
+
+def _projection(subject: Subject, layer: int, which: str) -> tuple[str, nn.Module, bool]:
+    """Path of the module that projects a kind of input, the module, and whether it is fused with others."""
+    path = subject.structure.blocks[layer].attention
+    module = subject.model.get_submodule(path)
+    names = {"q": families.QUERY_NAMES, "k": families.KEY_NAMES, "v": families.VALUE_NAMES}[which]
+    alone = _named_linear(module, names)
+    found = alone or _named_linear(module, families.FUSED_NAMES)
+    assert found is not None  # the graph has its heads
+    inner = next(name for name, other in module.named_modules() if other is found)
+    return f"{path}.{inner}", found, alone is None
+
+
 # ---- attention
 
 
-def _attention(subject: Subject, weights: Weights, graph: Graph, seen: Recording, layer: int) -> AttentionPort | None:
+def _attention(subject: Subject, weights: Weights, graph: Graph, found: _Found, layer: int) -> AttentionPort | None:
     block = subject.structure.blocks[layer]
     readers = tuple(i for i, r in enumerate(graph.readers) if r.layer == layer and r.kind in ("head", "attention"))
     if not readers:
         return None
     writers = tuple(i for i, w in enumerate(graph.writers) if w.layer == layer and w.kind in ("head", "attention"))
-    tap = block.taps["attn.out"]
+    tap, norm = block.taps["attn.out"], found.attention[layer]
     if graph.readers[readers[0]].kind == "attention":
-        norm, reader = _norm_before(seen, block, seen.calls[block.attention], f"layer {layer}'s attention")
-        return AttentionPort((), block.attention, norm, reader, "", tap.path, tap.factor, None, readers, writers)
-    inputs = tuple(_head_input(subject, weights, graph, layer, which) for which in ("q", "k", "v"))
-    found = {_norm_before(seen, block, seen.calls[one.path], f"layer {layer}'s {one.which}")[0] for one in inputs}
-    if len(found) > 1:
-        raise SiteError(f"Layer {layer} reads queries, keys and values through different norms ({sorted(found)}).")
-    branch = _branch(subject, seen, block, layer)
-    return AttentionPort(
-        inputs, "", found.pop(), inputs[0].path, block.projection, tap.path, tap.factor, branch, readers, writers
-    )
+        return AttentionPort((), block.attention, norm, "", tap.path, tap.factor, None, readers, writers)
+    inputs = tuple(_head_input(subject, weights, graph, layer, which) for which in INPUTS)
+    branch = None
+    if found.branch[layer]:
+        like = torch.zeros((), dtype=subject.dtype, device=subject.device)
+        module = subject.model.get_submodule(found.branch[layer])
+        branch = norm_map(module, found.branch[layer], subject.facts.d_model or 1, like)
+    return AttentionPort(inputs, "", norm, block.projection, tap.path, tap.factor, branch, readers, writers)
 
 
 def _head_input(subject: Subject, weights: Weights, graph: Graph, layer: int, which: str) -> HeadInput:
     views = weights._split(layer, which).detach()
-    module = subject.model.get_submodule(subject.structure.blocks[layer].attention)
-    names = {"q": families.QUERY_NAMES, "k": families.KEY_NAMES, "v": families.VALUE_NAMES}[which]
-    projection = _named_linear(module, names)
-    if projection is not None:
-        total = views.shape[0] * views.shape[2]
-        columns = torch.arange(total).reshape(views.shape[0], views.shape[2])
-    else:
-        projection = _named_linear(module, families.FUSED_NAMES)
-        assert projection is not None  # `_split` found it
-        assert isinstance(projection.weight, Tensor)
-        total = projection.weight.numel() // views.shape[1]
+    path, projection, fused = _projection(subject, layer, which)
+    assert isinstance(projection.weight, Tensor)
+    total = projection.weight.numel() // views.shape[1]
+    if fused:
         columns = _fused_columns(weights, layer, which, total)
-    path = next(name for name, other in subject.model.named_modules() if other is projection)
+    else:
+        columns = torch.arange(total).reshape(views.shape[0], views.shape[2])
     bias = getattr(projection, "bias", None)
     bias = None if bias is None else bias.detach()[columns.to(bias.device)]
     readers = tuple(
@@ -250,24 +315,18 @@ def _fused_columns(weights: Weights, layer: int, which: str, total: int) -> Tens
     return numbers[which][:, 0]
 
 
-def _branch(subject: Subject, seen: Recording, block: Block, layer: int) -> NormMap | None:
-    """What stands between the output projection and the stream: nothing, or a norm."""
+def _branch(subject: Subject, seen: Recording, block: Block, layer: int) -> str:
+    """The norm between the output projection and the stream, or "" where there is nothing."""
     writer, projected = seen.calls[block.taps["attn.out"].path], seen.calls[block.projection]
     if close(writer.output, projected.output):
-        return None
+        return ""
     if not (is_norm(writer) and close(writer.input, projected.output)):
         raise SiteError(
             f"{writer.path} stands between layer {layer}'s heads and the stream and is no norm, so what a head adds to "
             "the stream is not known."
         )
-    norm = norm_map(writer.module, writer.path, subject.facts.d_model or 1, projected.output)
-    assert projected.output is not None
-    assert writer.output is not None
-    y, out = projected.output.float(), writer.output.float()
-    made = norm.apply(y) * norm.scale(y, out)[..., None] + norm.bias
-    if float((made - out).abs().max()) > 3e-2 * float(out.abs().max()):
-        raise SiteError(f"{writer.path} is neither an RMS norm nor a layer norm, so its heads can't be told apart.")
-    return norm
+    norm_of(subject, writer.path)  # raises where it is none that is known
+    return writer.path
 
 
 def norm_of(subject: Subject, path: str) -> NormMap:
@@ -312,30 +371,27 @@ def norm_map(module: nn.Module, path: str, width: int, like: Tensor | None = Non
 # ---- MLP
 
 
-def _mlp(subject: Subject, graph: Graph, seen: Recording, layer: int) -> MLPPort | None:
+def _mlp(subject: Subject, graph: Graph, found: _Found, layer: int) -> MLPPort | None:
     column = next((i for i, r in enumerate(graph.readers) if r.kind == "mlp" and r.layer == layer), None)
     if column is None:
         return None
     block = subject.structure.blocks[layer]
-    taken, written = block.taps.get("mlp.in"), block.taps["mlp.out"]
-    if taken is None:
-        raise SiteError(f"What layer {layer}'s MLP reads is not known: {block.missing.get('mlp.in', '')}.")
     row = next(i for i, w in enumerate(graph.writers) if w.kind == "mlp" and w.layer == layer)
-    norm, _ = _norm_before(seen, block, seen.calls[taken.path], f"layer {layer}'s MLP")
-    return MLPPort(taken.path, norm, written.path, written.factor, column, row)
+    taken, written = block.taps["mlp.in"], block.taps["mlp.out"]
+    return MLPPort(taken.path, found.mlp[layer], written.path, written.factor, column, row)
 
 
-def _norm_before(seen: Recording, block: Block, reader: Call, what: str) -> tuple[str, str]:
-    """Path of the norm between the stream and a reader ("" for none), and the reader's own path."""
+def _norm_before(seen: Recording, block: Block, reader: Call, what: str) -> str:
+    """Path of the norm between the stream and a reader, "" for none."""
     streams: Sequence[Tensor | None] = [seen.calls[block.path].input]
     middle = block.taps.get("resid_mid")
     if middle is not None and middle.side == "derived":
         streams = [seen.calls[middle.path].input, *streams]
     if any(close(reader.input, stream) for stream in streams):
-        return "", reader.path
+        return ""
     for call in seen.inside(block.path):
         alone = next(call.module.children(), None) is None and not _is_linear(call.module)
         before = call.finish <= reader.start and alone and close(call.output, reader.input)
         if before and any(close(call.input, stream) for stream in streams):
-            return call.path, reader.path
+            return call.path
     raise SiteError(f"Something else than a norm stands between the stream and {what}, so its edges are not defined.")

@@ -19,10 +19,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tomoscope.circuits.ending import calling_arguments, last_logits
 from tomoscope.circuits.ports import AttentionPort, MLPPort, Ports
-from tomoscope.errors import ModelError
 from tomoscope.model import Batch, Subject
 from tomoscope.model.probe import main_input, unwrap
+from tomoscope.model.taps import Stop
 
 
 @dataclass(frozen=True)
@@ -186,12 +187,20 @@ class Collected:
         rows: rows of the batch.
         middles: also keep the stream that each MLP reads.
         writes: also keep what each attention writes as a whole.
+        stop: leave the model after its last block.
     """
 
     def __init__(
-        self, subject: Subject, ports: Ports, rows: int, *, middles: bool = False, writes: bool = False
+        self,
+        subject: Subject,
+        ports: Ports,
+        rows: int,
+        *,
+        middles: bool = False,
+        writes: bool = False,
+        stop: bool = False,
     ) -> None:
-        self.subject, self.ports, self.rows = subject, ports, rows
+        self.subject, self.ports, self.rows, self.stop = subject, ports, rows, stop
         self.wants_middles, self.wants_writes = middles, writes
         self.heads: dict[int, Tensor] = {}
         self.outs: dict[int, Tensor] = {}
@@ -217,7 +226,7 @@ class Collected:
                     self._write(layer, attention)
                 if self.wants_middles and mlp is not None:
                     self._before(mlp.norm or mlp.module, self.middles, layer)
-            end = _after(lambda value: self._keep(self.streams, len(blocks), value))
+            end = _after(self._end)
             self.stack.callback(model.get_submodule(blocks[-1].path).register_forward_hook(end).remove)
             self.stack.enter_context(
                 Watch(
@@ -235,8 +244,14 @@ class Collected:
             raise
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
         self.stack.close()
+        return kind is Stop
+
+    def _end(self, value: Tensor) -> None:
+        self._keep(self.streams, self.ports.graph.n_layers, value)
+        if self.stop:
+            raise Stop
 
     def _before(self, path: str, into: dict[int, Tensor], layer: int) -> None:
         def before(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -284,7 +299,7 @@ class SourceRun:
     Attributes:
         sources: what each source added.
         streams: [pair, position, d_model] into each block, and out of the last.
-        logits: [pair, vocab] at each prompt's last token.
+        logits: [pair, vocab] at each prompt's last token; empty where they were not asked for.
         middles: layer -> the stream that its MLP reads, where asked for.
         writes: layer -> what its attention added as a whole, where asked for.
     """
@@ -296,32 +311,15 @@ class SourceRun:
     writes: Mapping[int, Float[Tensor, "pair position d_model"]] = field(default_factory=dict)
 
 
-def calling_arguments(subject: Subject, batch: Batch) -> dict[str, Any]:
-    """The arguments of a forward that keeps no cache and, where all prompts end in one column, no other logits."""
-    arguments = subject.forward_arguments(batch)
-    if "use_cache" in subject.accepts:
-        arguments["use_cache"] = False
-    if "logits_to_keep" in subject.accepts and bool((batch.last == batch.width - 1).all()):
-        arguments["logits_to_keep"] = 1
-    return arguments
-
-
-def last_logits(output: Any, batch: Batch) -> Float[Tensor, "pair vocab"]:
-    """[pair, vocab] at each prompt's last token, from what `calling_arguments` gave."""
-    logits = unwrap(output)[0]
-    if logits is None:
-        raise ModelError("The model gave no logits.")
-    if logits.dim() == 2:
-        return logits
-    if logits.shape[1] == 1:
-        return logits[:, 0]
-    rows = torch.arange(len(batch), device=logits.device)
-    return logits[rows, batch.last.to(logits.device)]
-
-
 @torch.no_grad()
 def read_sources(
-    subject: Subject, batch: Batch, ports: Ports, *, middles: bool = False, writes: bool = False
+    subject: Subject,
+    batch: Batch,
+    ports: Ports,
+    *,
+    middles: bool = False,
+    writes: bool = False,
+    logits: bool = True,
 ) -> SourceRun:
     """Run prompts and keep what each source added, in pieces that fit memory.
 
@@ -331,19 +329,25 @@ def read_sources(
         ports: of its graph.
         middles: also keep the stream that each MLP reads.
         writes: also keep what each attention writes as a whole.
+        logits: of all tokens; without them the model is left after its last block.
     """
     step = max(1, min(len(batch), subject.rows_per_call(max(batch.width, 1))))
-    parts = [_read(subject, batch.take(slice(i, i + step)), ports, middles, writes) for i in range(0, len(batch), step)]
+    parts = [
+        _read(subject, batch.take(slice(i, i + step)), ports, middles, writes, logits)
+        for i in range(0, len(batch), step)
+    ]
     if len(parts) == 1:
         return parts[0]
     streams = tuple(torch.cat(values) for values in zip(*(part.streams for part in parts), strict=True))
     between = {layer: torch.cat([part.middles[layer] for part in parts]) for layer in parts[0].middles}
     wrote = {layer: torch.cat([part.writes[layer] for part in parts]) for layer in parts[0].writes}
-    return SourceRun(cat([p.sources for p in parts]), streams, torch.cat([p.logits for p in parts]), between, wrote)
+    ends = torch.cat([part.logits for part in parts]) if logits else parts[0].logits
+    return SourceRun(cat([part.sources for part in parts]), streams, ends, between, wrote)
 
 
-def _read(subject: Subject, batch: Batch, ports: Ports, middles: bool, writes: bool) -> SourceRun:
-    with Collected(subject, ports, len(batch), middles=middles, writes=writes) as collected:
+def _read(subject: Subject, batch: Batch, ports: Ports, middles: bool, writes: bool, wanted: bool) -> SourceRun:
+    logits = torch.zeros(0, 0)
+    with Collected(subject, ports, len(batch), middles=middles, writes=writes, stop=not wanted) as collected:
         logits = last_logits(subject.model(**calling_arguments(subject, batch)), batch)
     streams = tuple(collected.streams[i] for i in range(ports.graph.n_layers + 1))
     return SourceRun(collected.sources(), streams, logits, collected.middles, collected.writes)

@@ -33,11 +33,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tomoscope.circuits.ablation import Ablation
+from tomoscope.circuits.ending import calling_arguments, last_logits, metric_of, unembedding
 from tomoscope.circuits.graph import Graph
 from tomoscope.circuits.metrics import Metric
 from tomoscope.circuits.ports import Ports
 from tomoscope.circuits.rewired import Rewired
-from tomoscope.circuits.sources import Sources, Watch, calling_arguments, cat, last_logits, read_sources
+from tomoscope.circuits.sources import Sources, Watch, cat, read_sources
 from tomoscope.errors import DataError
 from tomoscope.model import Batch, Subject
 from tomoscope.model.bypass import bypassing
@@ -110,8 +111,9 @@ class Wiring:
             rows, numbers = torch.arange(len(self))[pairs], self.numbers[pairs]
             for chunk in order.split(step):
                 part = absent[chunk]
-                logits = self._logits(rewired, part, int(starts[chunk[0]]))
-                values = metric(_wanted(logits, metric), numbers.repeat(len(chunk)))
+                with unembedding(self.subject, metric.tokens):
+                    logits = self._logits(rewired, part, int(starts[chunk[0]]))
+                values = metric_of(metric, logits, numbers.repeat(len(chunk)))
                 out[chunk[:, None], rows[None]] = values.reshape(len(chunk), -1).to(out)
                 done += len(chunk) * len(rows)
                 if progress is not None:
@@ -120,7 +122,7 @@ class Wiring:
 
     def clean_metric(self, metric: Metric) -> Float[Tensor, " pair"]:
         """The metric of each pair with no edge ablated."""
-        return metric(_wanted(self.clean_logits, metric), self.numbers).cpu()
+        return metric_of(metric, self.clean_logits, self.numbers).cpu()
 
     def logits(self, masks: Tensor) -> Float[Tensor, "*mask pair vocab"]:
         """Logits at the last token with the edges of a mask kept.
@@ -248,8 +250,3 @@ class Wiring:
 def _ever(absent: Tensor) -> Bool[Tensor, " source"]:
     """Which sources any mask misses."""
     return (absent.detach() != 0).any(0).any(-1).cpu()
-
-
-def _wanted(logits: Tensor, metric: Metric) -> Tensor:
-    tokens = metric.tokens
-    return logits if tokens is None else logits[:, tokens.to(logits.device)]
