@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 
 from tests.model.test_families import opened, plain
 from tests.zoo import ZOO, tiny_tokenizer
@@ -191,3 +192,24 @@ def test_token_ids_spans_and_encoded_prompts_are_prompts_too() -> None:
     value = subject.read([encoded], SITE, at="name")[SITE]
     assert torch.equal(value, subject.read([[5, 6, 7, 8]], SITE, at=2)[SITE])
     assert torch.equal(value, subject.read(torch.tensor([5, 6, 7, 8]), SITE, at=2)[SITE])
+
+
+@pytest.mark.parametrize("write", [1e-3, 1.0])
+def test_the_middle_stream_is_not_mistaken_for_the_block_s_input(write: float):
+    """Beside one huge dimension a write changes the stream by less than rounding of the largest number suggests."""
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=50, n_positions=16, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=1
+    )
+    model = transformers.GPT2LMHeadModel(config).double().eval()
+    with torch.no_grad():
+        model.transformer.wte.weight[:, 3] = 4e4
+        for block in model.transformer.h:
+            block.attn.c_proj.weight.mul_(write)
+    subject = build_subject(model)
+    sites = ("layer.*.resid_pre", "layer.*.attn.out", "layer.*.resid_mid")
+    read = subject.read([[5, 6, 7], [8, 9, 10]], *sites)
+    for layer in range(2):
+        pre, out, mid = (read[site.replace("*", str(layer))] for site in sites)
+        assert torch.equal(torch.as_tensor(pre + out), torch.as_tensor(mid))
+        assert subject.structure.blocks[layer].taps["resid_mid"].path == f"transformer.h.{layer}.ln_2"

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tomoscope.model import families
 from tomoscope.model.probe import Call, Recording, record_upcast
-from tomoscope.model.residual import Term, close, is_norm, solve_block, solve_renormalised
+from tomoscope.model.residual import Term, close, gap, is_norm, solve_block, solve_renormalised
 from tomoscope.model.structure import Block, Tap
 
 
@@ -308,10 +308,17 @@ class BlockReader:
         assert self.call.input is not None
         assert write is not None
         middle = self.call.input.reshape(like.shape) + attn[0].factor * write.reshape(like.shape)
+        # a stream with a few very large dimensions is close to itself with a write or without: what reads the middle is
+        # called after the write, and nearer to the middle than to the block's input
+        near, written = gap(self.call.input, middle) / 2, self.by_path[attn[0].path].finish
         readers = [
             c
             for c in self.calls
-            if c.input is not None and close(c.input, middle) and c.path not in self._after_mlp(mlp)
+            if c.input is not None
+            and c.start > written
+            and close(c.input, middle)
+            and gap(c.input, middle) <= near
+            and c.path not in self._after_mlp(mlp)
         ]
         if not readers:
             block.parallel = True

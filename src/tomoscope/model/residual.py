@@ -199,5 +199,9 @@ def close(left: Tensor | None, right: Tensor | None, tolerance: float = 1e-5) ->
         return False
     if left is right:
         return True
-    gap = (left.reshape(-1).float() - right.reshape(-1).float()).abs().max()
-    return bool(gap <= tolerance * right.abs().max().float().clamp(min=1e-6))
+    return gap(left, right) <= tolerance * max(float(right.abs().max()), 1e-6)
+
+
+def gap(left: Tensor, right: Tensor) -> float:
+    """The largest difference of two tensors of as many numbers, whatever their shapes."""
+    return float((left.reshape(-1).double() - right.reshape(-1).double()).abs().max())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.circuits.test_acdc import wiring
+from tests.circuits.discovery.test_acdc import wiring
 from tomoscope.circuits import Circuit, Graph
 from tomoscope.circuits.discovery.masks import gates, learn_mask, open_probability
 from tomoscope.circuits.wiring.ablation import Ablation

@@ -159,7 +159,7 @@ def test_traces_equal_plain_edited_runs(kind: str) -> None:
             torch.testing.assert_close(trace.values[token, layer], expected, rtol=1e-3, atol=1e-6)
 
 
-REFERENCE = Path(__file__).parents[1] / "reference" / "rome"
+REFERENCE = Path(__file__).parents[2] / "reference" / "rome"
 
 
 @pytest.mark.parametrize("kind", ["hidden", "mlp", "attn"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.circuits.test_wiring import subject_of
+from tests.circuits.wiring.test_wiring import subject_of
 from tomoscope.circuits import Pairs
 from tomoscope.circuits.patching.atp import NodeGrid, atp_star, key_effects, terms, terms_beside_a_sink, verify
 from tomoscope.errors import DataError

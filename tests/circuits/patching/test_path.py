@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.circuits.test_edges import pairs_of
-from tests.circuits.test_wiring import contributions, subject_of
+from tests.circuits.scores.test_edges import pairs_of
+from tests.circuits.wiring.test_wiring import contributions, subject_of
 from tomoscope.circuits.patching.path import path_patching
 from tomoscope.circuits.scores.edges import edge_scores
 from tomoscope.errors import DataError, SiteError

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.circuits.reference_eap import SCORES, reference_pairs, reference_subject
-from tests.circuits.test_wiring import DECODERS, prompts_of, run_by_hand, subject_of
+from tests.circuits.wiring.test_wiring import DECODERS, prompts_of, run_by_hand, subject_of
 from tomoscope.circuits import KL, Metric, Pairs, Probability
 from tomoscope.circuits.scores.edges import METHODS, EdgeScores, edge_scores
 from tomoscope.circuits.wiring.ablation import Ablation

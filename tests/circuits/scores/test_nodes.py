@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.circuits.reference_eap import SCORES, reference_pairs, reference_subject
-from tests.circuits.test_edges import close_to, pairs_of
-from tests.circuits.test_wiring import DECODERS, subject_of
+from tests.circuits.scores.test_edges import close_to, pairs_of
+from tests.circuits.wiring.test_wiring import DECODERS, subject_of
 from tomoscope.circuits.scores.edges import edge_scores
 from tomoscope.circuits.scores.gradients import Norms, Path, input_gradients
 from tomoscope.circuits.scores.methods import mixed
