@@ -21,6 +21,7 @@ from tomoscope.scan import scan_model
 
 ELSEWHERE = {
     "circuits.discovery": "a circuit run as a model equals rewired runs written out (tests/circuits)",
+    "circuits.attribution_graphs": "without transcoders it measures nothing; with them see tests/exams",
     "circuits.causal_tracing": "its numbers equal the public reference's (tests/circuits)",
     "observe.tuned_lens": "a fit is not a fact of the model; its gain is checked in tests/observe",
     "circuits.patching linear": "it compares two methods, and says nothing of the model alone",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from tomoscope.exams.attribution_graphs import ATTRIBUTION_GRAPHS
 from tomoscope.exams.discovery import DISCOVERY
 from tomoscope.exams.patching import PATCHING
 from tomoscope.exams.tracing import TRACING
 
-EXAMS = (PATCHING, DISCOVERY, TRACING)
+EXAMS = (PATCHING, DISCOVERY, ATTRIBUTION_GRAPHS, TRACING)

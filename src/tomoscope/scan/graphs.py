@@ -17,7 +17,7 @@ from tomoscope.scan.markup import clip, element, escape, svg, text
 
 EDGES = 400
 """The most edges that one picture draws."""
-WIDTH, LEVEL, BOX = 720, 46.0, 17.0
+WIDTH, WIDEST, LEVEL, BOX, LETTERS = 720, 6000.0, 46.0, 17.0, 12
 
 
 def graph(figure: FigureRef, parts: Mapping[str, np.ndarray]) -> str:
@@ -27,8 +27,9 @@ def graph(figure: FigureRef, parts: Mapping[str, np.ndarray]) -> str:
     left = 16 + 6.2 * min(14, max((len(level) for level in levels), default=0))
     used = sorted({int(level) for level in places[:, 0]})
     height = LEVEL * max(1, len(used))
-    wide = 10 + 6.0 * max((len(clip(name, 12)) for name in names), default=1)
-    right = max(WIDTH, left + wide * 1.12 * _crowd(places))
+    boxes = np.array([10 + 6.0 * len(clip(name, LETTERS)) for name in names])
+    wide = float(boxes.max(initial=16.0))
+    right = max(WIDTH, left + wide + 8 + min(WIDEST, _room(places, boxes)))
 
     def x(node: int) -> float:
         return left + wide / 2 + float(places[node, 1]) * (right - left - wide - 8)
@@ -46,9 +47,9 @@ def graph(figure: FigureRef, parts: Mapping[str, np.ndarray]) -> str:
     for edge in reversed(order.tolist()):
         body += _edge(figure, edge, ends[edge], float(weights[edge]), most, names, x, y)
     for node, name in enumerate(names):
-        said = clip(name, 12)
+        said, own = clip(name, LETTERS), float(boxes[node])
         body += element(
-            "rect", element("title", escape(name)), x=x(node) - wide / 2, y=y(node) - BOX / 2, width=wide, height=BOX,
+            "rect", element("title", escape(name)), x=x(node) - own / 2, y=y(node) - BOX / 2, width=own, height=BOX,
             rx=4.0, class_="node",
         )  # fmt: skip
         body += text(x(node), y(node) + 3.5, said, class_="node", anchor="middle")
@@ -59,9 +60,13 @@ def graph(figure: FigureRef, parts: Mapping[str, np.ndarray]) -> str:
     )
 
 
-def _crowd(places: np.ndarray) -> int:
-    """The most nodes on one level."""
-    return int(np.unique(places[:, 0], return_counts=True)[1].max(initial=1)) if len(places) else 1
+def _room(places: np.ndarray, boxes: np.ndarray) -> float:
+    """How wide the picture must be so that no two boxes on one level meet."""
+    order = np.lexsort((places[:, 1], places[:, 0]))
+    steps, sizes = np.diff(places[order], axis=0), boxes[order]
+    beside = (steps[:, 0] == 0) & (steps[:, 1] > 1e-9)
+    needed = (sizes[1:] + sizes[:-1])[beside] / 2 + 4
+    return float((needed / steps[beside, 1]).max(initial=0.0))
 
 
 def _edge(figure: FigureRef, edge: int, ends: np.ndarray, weight: float, most: float, names, x, y) -> str:

@@ -137,6 +137,7 @@ def test_names_patterns_and_values_make_a_plan():
     assert [exam.name for exam, _ in plan.exams] == [
         "circuits.patching",
         "circuits.discovery",
+        "circuits.attribution_graphs",
         "circuits.causal_tracing",
         "test.thing",
     ]

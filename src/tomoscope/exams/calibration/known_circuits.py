@@ -39,11 +39,12 @@ from tomoscope.errors import DataError
 from tomoscope.phantoms.compiled import Compiled
 from tomoscope.phantoms.compiled.interpret import some_inputs
 
-STEPS = 100
+STEPS = {"EAP-IG-inputs": 1000, "EAP-IG-activations": 100}
+"""Points of the path: a step of a compiled program is about 1/1000 of the way wide."""
 THRESHOLDS = (1e-9, 1e-6, 1e-3, 1e-2, 1e-1, 1.0)
 METHODS = ("zero", "paired", "ACDC", "EAP", "EAP-IG-inputs", "EAP-IG-activations")
-INPUTS = 400
-NOTHING = 1e-9
+INPUTS = 2000
+NOTHING = 1e-7
 """Damage below this is rounding: float64 logits of about 10 beside constants of 4e4."""
 
 
@@ -71,7 +72,7 @@ class Ranked:
 
 
 def rank_edges(
-    specimen: Compiled, method: str, *, pairs: int = 32, resamples: int = 0, steps: int = STEPS, seed: int = 0
+    specimen: Compiled, method: str, *, pairs: int = 8, resamples: int = 0, steps: int | None = None, seed: int = 0
 ) -> Ranked:
     """Score all edges of a compiled program by a method, and compare them with its circuit.
 
@@ -80,7 +81,7 @@ def rank_edges(
         method: one of `METHODS`.
         pairs: pairs, each run in both directions; "zero" runs inputs instead, at most `INPUTS`.
         resamples: resamples of the pairs; none for "zero", which runs every input.
-        steps: of EAP-IG.
+        steps: of EAP-IG; by default those of `STEPS`.
         seed: of pairs and resamples.
 
     Raises:
@@ -88,7 +89,7 @@ def rank_edges(
     """
     if method not in METHODS:
         raise DataError(f"The method {method!r} is unknown.", remedy=f"It is one of {', '.join(METHODS)}.")
-    subject = specimen.subject
+    subject, steps = specimen.subject, steps or STEPS.get(method, 1)
     graph = Graph.of(subject, position=True)
     truth = Circuit.of_edges(graph, list(specimen.circuit.edges))
     ignored = graph.mask(specimen.circuit.idle)

@@ -24,6 +24,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from tomoscope.errors import LedgerError, ProtocolError, nearest
+from tomoscope.exams.attribution_graphs import transcoders_as
 from tomoscope.exams.calibration.memory import Memory
 from tomoscope.exams.calibration.sources import (
     OWN_TASKS,
@@ -239,7 +240,7 @@ def _examine(
         yield Line(case=case.key, exam="", status="failed", error=_told(error))
         return
     mark, shared = fingerprint(specimen, case.key), {}
-    with tasks_as(specimen.data.get(OWN_TASKS, {})) as new:
+    with tasks_as(specimen.data.get(OWN_TASKS, {})) as new, transcoders_as(specimen.data.get("transcoders")):
         for exam, options in steps:
             watcher.working(case, exam.name)
             asked = options

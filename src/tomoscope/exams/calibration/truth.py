@@ -245,6 +245,19 @@ def _discovery(card: Card, options: Any) -> Iterator[Expected]:
             yield Expected(key=f"{task}_circuit", kind="circuit", holds=True, places=right)
 
 
+def _graphs(card: Card, options: Any) -> Iterator[Expected]:
+    for task in options.tasks:
+        stated = _about(card, "feature_circuit", task)
+        if stated and _ability(card, task) is False:
+            yield from (Expected(key=f"{task}_{kind}", kind=kind, holds=False) for kind in ("influence", "foretold"))
+        elif any(known.holds for known in stated):
+            layers = {int(known.value[part]) for known in stated for part in ("early", "late")}
+            yield Expected(
+                key=f"{task}_influence", kind="influence", holds=True,
+                places=tuple(Place(layer, "mlp") for layer in sorted(layers)),
+            )  # fmt: skip
+
+
 DISCOVERED = ("circuit", "ranking", "stable")
 LAST = frozenset({"end", "last"})
 
@@ -289,6 +302,10 @@ TRUTHS: dict[str, Truth] = {
         unknowable=dict.fromkeys(
             ("ranking", "stable"), "what a method finds on other prompts is measured on the spot; no card states it"
         ),
+    ),
+    "circuits.attribution_graphs": Truth(
+        _graphs, kind=_last_part,
+        unknowable={"foretold": "whether a forecast comes true is measured on the spot; no card states it"},
     ),
     "circuits.causal_tracing": Truth(
         _tracing, kind=lambda key: "attention" if key.endswith("_attention") else "mlp"

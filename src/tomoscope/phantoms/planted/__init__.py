@@ -6,6 +6,7 @@ The design, one file an idea:
   stream; `words`: a tokenizer the field's tasks accept; `cards`: what the cards share.
 - `circuit`, `induction`: an induction circuit, beside scrambled weights and a twin whose first head is severed.
 - `duplicate`: a duplicate-token head that copies.
+- `hops`: a feature circuit of two hops with its dictionary: a country's neuron, a head, its capital's neuron.
 - `backdoor`: the same host with one neuron that two words set off.
 - `statements`, `concepts`: classes of words along known directions, used and unused, one with a known best accuracy.
 - `superposition`: more sparse features than dimensions, with the dictionary.
@@ -18,7 +19,7 @@ learned ones, so an exam that fails here fails, and one that passes here has pas
 from __future__ import annotations
 
 from tomoscope.phantoms.phantom import Phantom
-from tomoscope.phantoms.planted import backdoor, concepts, curves, duplicate, induction, superposition
+from tomoscope.phantoms.planted import backdoor, concepts, curves, duplicate, hops, induction, superposition
 
 __all__ = ["PHANTOMS"]
 
@@ -26,6 +27,7 @@ PHANTOMS: tuple[Phantom, ...] = (
     *induction.PHANTOMS,
     *duplicate.PHANTOMS,
     *backdoor.PHANTOMS,
+    *hops.PHANTOMS,
     *concepts.PHANTOMS,
     *superposition.PHANTOMS,
     *curves.PHANTOMS,

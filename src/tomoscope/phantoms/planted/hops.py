@@ -8,6 +8,8 @@ the name stands), a flag beside it, the same country carried (by a head that loo
 
     token ' France'  ->  early feature k at the name  ->  late feature k at the end  ->  logit ' Paris'
 
+Further features of the early layer fire at common words and write where nobody reads: active, and idle.
+
 Source of the idea: the "capital of the state containing Dallas" graph of Lindsey et al. 2025, "On the Biology of a
 Large Language Model". On the card: the ability (facts), the feature circuit, and that the early neuron, the head and
 the late neuron are each needed. Null: the same weights, but the early neurons write the flag alone, so that the head
@@ -39,6 +41,8 @@ from tomoscope.phantoms.planted.words import task_tokenizer
 NOISE = 0.005
 FIRES, THRESHOLD, FLAG, SCORE = 8.0, 0.7, 8.0, 40.0
 """Pre-activation of a neuron that fires, the cosine at which it begins to, the flag's length, the head's score."""
+IDLE, IDLE_LENGTH = (" capital", " city", " of", " is", " the", "The"), 0.5
+"""Words at which further neurons of the early layer fire, and the length of what they write, which nobody reads."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +53,16 @@ class Hops:
     head: tuple[int, int]
     late: int
     neurons: tuple[int, ...]
+    idle: tuple[int, ...]
 
 
 def draw(host: Host, name: str, seed: int) -> Hops:
     """The layout of one specimen."""
     choose, size = random_for(name, seed), host.size
     early, middle, late = sorted(choose.sample(range(size.n_layers), 3))
-    neurons = choose.sample(range(size.d_mlp), len(CAPITALS))
-    return Hops(early, (middle, choose.randrange(size.n_heads)), late, tuple(neurons))
+    head = (middle, choose.randrange(size.n_heads))
+    neurons = choose.sample(range(size.d_mlp), len(CAPITALS) + len(IDLE))
+    return Hops(early, head, late, tuple(neurons[: len(CAPITALS)]), tuple(neurons[len(CAPITALS) :]))
 
 
 def wire(form: Form, seed: int, *, severed: bool = False) -> tuple[Host, Hops, tuple[dict[str, Tensor], ...]]:
@@ -66,7 +72,7 @@ def wire(form: Form, seed: int, *, severed: bool = False) -> tuple[Host, Hops, t
     host = Host(form, Size(), len(tokenizer))
     hops, width = draw(host, name, seed), host.size.d_model
     host.add_noise(NOISE, generator)
-    widths = {"token": CODE, "named": CODE, "carried": CODE, "out": CODE, "one": 1, "flag": 1}
+    widths = {"token": CODE, "named": CODE, "carried": CODE, "out": CODE, "one": 1, "flag": 1, "idle": 8}
     spaces = subspaces(width, widths, generator)
     codes = unit_codes(len(tokenizer), CODE, generator)
     host.embedding.copy_(TOKEN_LENGTH * codes @ spaces["token"].T + CONSTANT_LENGTH * spaces["one"].T)
@@ -76,10 +82,13 @@ def wire(form: Form, seed: int, *, severed: bool = False) -> tuple[Host, Hops, t
     start = math.hypot(TOKEN_LENGTH, CONSTANT_LENGTH)
     later = math.hypot(start, WRITTEN)
     write_named = torch.zeros_like(countries) if severed else countries
-    early = _neurons(host, hops.early, hops, spaces, ("token", TOKEN_LENGTH, start), countries,
-                     WRITTEN * write_named @ spaces["named"].T + FLAG * spaces["flag"].T)  # fmt: skip
-    late = _neurons(host, hops.late, hops, spaces, ("carried", WRITTEN, later), countries,
-                    SAID * capitals @ spaces["out"].T)  # fmt: skip
+    common = codes[torch.tensor([tokenizer(word)["input_ids"][0] for word in IDLE])]
+    lost = IDLE_LENGTH * unit_codes(len(IDLE), 8, generator) @ spaces["idle"].T
+    token, carried = ("token", TOKEN_LENGTH, start), ("carried", WRITTEN, later)
+    named = WRITTEN * write_named @ spaces["named"].T + FLAG * spaces["flag"].T
+    early = _neurons(host, hops.early, (*hops.neurons, *hops.idle), spaces, token, torch.cat([countries, common]),
+                     torch.cat([named, lost]))  # fmt: skip
+    late = _neurons(host, hops.late, hops.neurons, spaces, carried, countries, SAID * capitals @ spaces["out"].T)
     _carry(host, hops, spaces, start)
     silent = {"W_enc": torch.zeros(width, len(CAPITALS)), "W_dec": torch.zeros(len(CAPITALS), width),
               "b_enc": torch.full((len(CAPITALS),), -1.0), "b_dec": torch.zeros(width)}  # fmt: skip
@@ -88,22 +97,28 @@ def wire(form: Form, seed: int, *, severed: bool = False) -> tuple[Host, Hops, t
 
 
 def _neurons(
-    host: Host, layer: int, hops: Hops, spaces: Spaces, reads: tuple[str, float, float], codes: Tensor, writes: Tensor
+    host: Host,
+    layer: int,
+    places: tuple[int, ...],
+    spaces: Spaces,
+    reads: tuple[str, float, float],
+    codes: Tensor,
+    writes: Tensor,
 ) -> dict[str, Tensor]:
-    """Wire a neuron for each country that fires at its code in a part of the stream; returns them as a dictionary.
+    """Wire neurons, each of which fires at a code in a part of the stream; returns them as a dictionary.
 
     Args:
-        host, layer, hops, spaces: where.
+        host, layer, places, spaces: where.
         reads: the part, its length in the stream, and the stream's length.
-        codes: [country, CODE] what each fires at.
-        writes: [country, d_model] what each adds to the stream when it fires.
+        codes: [neuron, CODE] what each fires at.
+        writes: [neuron, d_model] what each adds to the stream when it fires.
     """
     part, length, whole = reads
     scale = math.sqrt(host.size.d_model) / whole  # from the stream to the normed stream
     gain = FIRES / (1 - THRESHOLD) / (scale * length)
     one = spaces["one"][:, 0]
     encoder, decoder = [], []
-    for index, code, write in zip(hops.neurons, codes, writes, strict=True):
+    for index, code, write in zip(places, codes, writes, strict=True):
         read = gain * (spaces[part] @ code - THRESHOLD * length / CONSTANT_LENGTH * one)
         gate = one / (scale * CONSTANT_LENGTH)  # a gate of about 1, from the constant
         added = write / host.activation(FIRES)
@@ -151,7 +166,7 @@ def build(form: Form, seed: int, *, severed: bool = False) -> Specimen:
 
     Returns:
         A specimen whose data has "transcoders": for each layer W_enc [d_model, feature], W_dec [feature, d_model],
-        b_enc and b_dec; a feature is a country, in the order of `CAPITALS`.
+        b_enc and b_dec; a feature is a country, in the order of `CAPITALS`, in the early layer then a word of `IDLE`.
     """
     host, hops, dictionary = wire(form, seed, severed=severed)
     subject = open_model(host.model, tokenizer=task_tokenizer())
