@@ -112,19 +112,17 @@ def plain_loss(parameters: Parameters, x: Tensor, y: Tensor, pressure: float, de
         norms = sum(block.norm(dim=1) for block in W_dec.split(part.blocks, 1)) if config.decoder == "free" else 1.0
         value = (pre.relu() if config.architecture == "gated" else z) * norms
         if config.penalty == "l1":
-            losses["penalty"] = losses.get("penalty", 0) + pressure * value.sum() / len(x)
+            cost = value
         elif config.penalty == "tanh":
-            losses["penalty"] = losses.get("penalty", 0) + pressure * torch.tanh(config.sharpness * value).sum() / len(
-                x
-            )
+            cost = torch.tanh(config.sharpness * value)
         elif config.penalty == "log":
-            losses["penalty"] = losses.get("penalty", 0) + pressure * torch.log(1 + value / config.epsilon).sum() / len(
-                x
-            )
+            cost = torch.log(1 + value / config.epsilon)
         elif config.penalty == "step":
             l0 = Count.apply(pre, leaf[f"theta.{i}"], config.bandwidth).sum() / len(x)
             off = l0 if config.target_l0 is None else (l0 / config.target_l0 - 1) ** 2
             losses["penalty"] = losses.get("penalty", 0) + pressure * off
+        if config.penalty in ("l1", "tanh", "log"):
+            losses["penalty"] = losses.get("penalty", 0) + pressure * cost.sum() / len(x)
         if config.architecture == "gated":
             via = pre.relu() @ W_dec.detach() + leaf["b_dec"].detach()
             losses["auxiliary"] = (via - y).square().sum(1).mean()
@@ -147,7 +145,9 @@ def plain_loss(parameters: Parameters, x: Tensor, y: Tensor, pressure: float, de
         losses["auxiliary"] = share * (error[:, part.write] - chosen @ W_dec[which]).square().sum(1).mean()
     total = sum(losses.values())
     total.backward()
-    return {name: float(loss) for name, loss in losses.items()}, {name: value.grad for name, value in leaf.items()}
+    return {name: float(loss.detach()) for name, loss in losses.items()}, {
+        name: value.grad for name, value in leaf.items()
+    }
 
 
 @pytest.mark.parametrize("name", CASES)

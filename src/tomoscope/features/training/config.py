@@ -180,4 +180,5 @@ class TrainConfig:
         wrong = sorted(set(document) - known)
         if wrong:
             raise DataError(f"A training has no option {wrong[0]!r}.", remedy=nearest(wrong[0], known))
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in document.items()})
+        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in document.items()}
+        return cls(**given)

@@ -1,12 +1,13 @@
 """From pre-activations to codes and back, entry by entry: the same formulas serve sparse entries and dense pieces.
 
-Each rule works on tensors of any shape; parameters of a latent come gathered by entry or as a row. Gradients are written
-out and equal autograd's of the same loss (with JumpReLU's pseudo-derivatives where the true one is zero or a spike).
+Each rule works on tensors of any shape; parameters of a latent come gathered by entry or as a row. Gradients are
+written out and equal autograd's of the same loss (with JumpReLU's pseudo-derivatives where the true one is zero or a
+spike).
 
-ReLU; JumpReLU with thresholds as plain numbers and a rectangle of `bandwidth` as pseudo-derivative (Rajamanoharan et al.
-2024, arXiv:2407.14435); Gated, whose magnitude path shares the gate's directions, with frozen copies of the decoder in
-its auxiliary loss (Rajamanoharan et al. 2024, arXiv:2404.16014). Penalties: L1 (Bricken et al. 2023), tanh (Anthropic,
-January 2025), log.
+ReLU; JumpReLU with thresholds as plain numbers and a rectangle of `bandwidth` as pseudo-derivative (Rajamanoharan et
+al. 2024, arXiv:2407.14435); Gated, whose magnitude path shares the gate's directions, with frozen copies of the
+decoder in its auxiliary loss (Rajamanoharan et al. 2024, arXiv:2404.16014). Penalties: L1 (Bricken et al. 2023), tanh
+(Anthropic, January 2025), log.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """Which latents of a batch have a code or a gradient: pre-activations are made a piece of rows at a time and dropped.
 
-TopK (Gao et al. 2024, arXiv:2406.04093) takes k of each row; BatchTopK (Bussmann et al. 2024, arXiv:2412.06410) k x rows
-of the batch, for which a first guess of the threshold, from the last step, keeps the candidates few; the answer is
+TopK (Gao et al. 2024, arXiv:2406.04093) takes k of each row; BatchTopK (Bussmann et al. 2024, arXiv:2412.06410) k x
+rows of the batch, for which a first guess of the threshold, from the last step, keeps the candidates few; the answer is
 exact whatever the guess. All others take what lies above an edge.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +39,7 @@ class Found:
     threshold: float = 0.0
 
 
-def pieces(part: Part, x: Float[Tensor, "sample read"], rows: int = ROWS):
+def pieces(part: Part, x: Float[Tensor, "sample read"], rows: int = ROWS) -> Iterator[tuple[int, Tensor]]:
     """(first row, pre-activations [row, latent]) of each piece; the next piece overwrites the last."""
     low, W = x.to(part.shadow.dtype), part.shadow.T
     bias = part.b_enc.to(low)
