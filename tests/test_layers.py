@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "exams": GROUND | METHODS | {"phantoms", "model", "data", "findings"},
     "scan": {"errors", "exams", "findings"},
     "viewer": {"errors", "scan", "findings", "model", "observe", "features"},
-    "cli": {"errors", "scan", "viewer", "findings", "exams", "model"},
+    "cli": {"errors", "scan", "viewer", "findings", "exams", "model", "data", "activations", "features"},
 }
 NO_TORCH = ("findings",)
 """Folders that never import torch, not even inside a call."""
