@@ -28,19 +28,19 @@ ALLOWED: dict[str, set[str]] = {
     "model": GROUND,
     "data": GROUND,
     "superposition": GROUND,
-    "activations": GROUND | {"model", "data", "findings.provenance"},
+    "activations": GROUND | {"model", "data", "findings.provenance", "findings.files"},
     "observe": GROUND | {"model", "data"},
     "vision": GROUND | {"model", "data"},
     "behaviours": GROUND | {"model", "data"},
     "phantoms": GROUND | {"model", "data", "superposition"},
-    "features": GROUND | {"activations", "model", "data"},
+    "features": GROUND | {"activations", "model", "data", "findings.files"},
     "concepts": GROUND | {"activations", "model", "data"},
     "circuits": GROUND | {"features", "concepts", "activations", "model", "data"},
     "treat": GROUND | {"features", "concepts", "activations", "model", "data", "findings.treatment"},
     "exams": GROUND | METHODS | {"phantoms", "model", "data", "findings"},
     "scan": {"errors", "exams", "findings"},
     "viewer": {"errors", "scan", "findings", "model", "observe", "features"},
-    "cli": {"errors", "scan", "viewer", "findings", "exams", "model"},
+    "cli": {"errors", "scan", "viewer", "findings", "exams", "model", "data", "activations", "features"},
 }
 NO_TORCH = ("findings",)
 """Folders that never import torch, not even inside a call."""

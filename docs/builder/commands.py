@@ -14,7 +14,11 @@ def command_tree() -> dict[str, Any]:
     from tomoscope.cli.main import app
 
     root: Any = typer.main.get_command(app)
-    return {"": root, **root.commands}
+    tree = {"": root}
+    for name, command in root.commands.items():
+        inner = getattr(command, "commands", None)
+        tree |= {name: command} if inner is None else {f"{name} {verb}": one for verb, one in inner.items()}
+    return tree
 
 
 def page() -> str:

@@ -9,6 +9,7 @@ import typer
 from tomoscope.cli.calibrate import calibrate
 from tomoscope.cli.circuit import circuit
 from tomoscope.cli.doctor import doctor
+from tomoscope.cli.features import features
 from tomoscope.cli.graph import graph
 from tomoscope.cli.scan import scan
 from tomoscope.cli.show import show
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 for command in (scan, show, circuit, graph, calibrate, doctor, sites):
     app.command()(command)
+app.add_typer(features)
 
 
 def _version(asked: bool) -> None:

@@ -2,6 +2,7 @@
 
     load_transcoders(folder)        a set for every layer: circuit-tracer's per-layer files (layer_0.safetensors ...)
                                     or its cross-layer ones (W_enc_0.safetensors ...), perhaps with config.yaml
+    save_coder(coder, folder)       the native format: a folder as SAELens 6 writes and reads it
     load_coder(path)                one dictionary: a circuit-tracer layer file, Gemma Scope params.npz, Gemma Scope 2
                                     params.safetensors, a SAELens folder (cfg.json), a sparsify one (sae.safetensors)
     save_transcoders(set, folder)   circuit-tracer's formats
@@ -16,6 +17,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -267,11 +269,13 @@ def _saelens(path: Path) -> SparseCoder:
             f"{path} was trained on normalised activations ({normalised}), which the file does not hold.",
             remedy="Fold the scale into the weights when saving (SAELens: fold_activation_norm_scaling_factor).",
         )
+    if kind == "gated":
+        return _gated(path, parts)
     if kind in ("standard", "transcoder", "skip_transcoder"):
         activation: Activation = ReLU()
     elif kind in ("jumprelu", "jumprelu_transcoder", "jumprelu_skip_transcoder"):
         activation = _threshold(parts, "threshold")
-    elif kind == "topk":
+    elif kind in ("topk", "topk_transcoder", "topk_skip_transcoder"):
         activation = TopK(int(config["k"]))
     else:
         raise DataError(f"The SAELens architecture {kind!r} is not known here.")
@@ -279,7 +283,38 @@ def _saelens(path: Path) -> SparseCoder:
     coder = _made(
         path, parts, "W_enc", "W_dec", activation=activation, skip=parts.get("W_skip"), centred=centred
     )  # fmt: skip
-    return coder
+    return _placed(_ranked_by_norm(coder) if config.get("rescale_acts_by_decoder_norm") else coder, config)
+
+
+def _ranked_by_norm(coder: SparseCoder) -> SparseCoder:
+    """Latents that compete by code x decoder norm: the norms go into the encoder, and decoder rows have norm 1."""
+    norms = coder.W_dec.norm(dim=1)
+    if bool((norms - 1).abs().max() < 1e-4):
+        return coder  # saved for inference: folded already
+    norms = norms.clamp(min=torch.finfo(norms.dtype).tiny)
+    return replace(coder, W_enc=coder.W_enc * norms, b_enc=coder.b_enc * norms, W_dec=coder.W_dec / norms[:, None])
+
+
+def _gated(path: Path, parts: Mapping[str, Tensor]) -> SparseCoder:
+    """A gate that shares the magnitude's directions is a threshold on the magnitude: a JumpReLU, exactly."""
+    lacking = [name for name in ("b_gate", "b_mag", "r_mag") if name not in parts]
+    if lacking:
+        raise DataError(f"{path} holds no {lacking[0]}, so it is no gated dictionary.")
+    grown = parts["r_mag"].exp()
+    threshold = (parts["b_mag"] - grown * parts["b_gate"]).clamp(min=0)
+    made = dict(parts) | {"W_enc": parts["W_enc"] * grown, "b_enc": parts["b_mag"]}
+    coder = _made(path, made, "W_enc", "W_dec", activation=JumpReLU(threshold), centred=True)
+    return _placed(coder, _json(path.with_name("cfg.json")))
+
+
+def _placed(coder: SparseCoder, config: Mapping[str, Any]) -> SparseCoder:
+    """With the sites that our own files name."""
+    told = config.get("metadata")
+    told = told if isinstance(told, dict) else {}
+    return replace(
+        coder, reads=str(told.get("tomoscope_reads", coder.reads)), writes=str(told.get("tomoscope_writes",
+        coder.writes)), name=str(told.get("tomoscope_name", coder.name)),
+    )  # fmt: skip
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -1,0 +1,160 @@
+"""The parameters of a dictionary in training: float32 masters by latent, and a bfloat16 copy of each encoder.
+
+Encoder and decoder rows are kept by latent ([latent, width]), as the sums by latent write them. A dictionary has one
+part; a cross-layer transcoder one a layer, each reading its layer's columns and writing those of its own and all later
+layers. In a `Layout` the sites stand one after the other along the width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from tomoscope.activations.sources import generator
+from tomoscope.errors import DataError
+from tomoscope.features.training.config import TrainConfig
+from tomoscope.features.training.rules import EXTRAS, THETA
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Widths of what is read and written, by site.
+
+    Attributes:
+        reads: width of each site that is read.
+        writes: width of each site that is written.
+    """
+
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, config: TrainConfig, widths: Mapping[str, int]) -> Layout:
+        """From the widths of a source's sites.
+
+        Raises:
+            DataError: the source lacks a site.
+        """
+        lacking = [site for site in (*config.reads, *config.targets) if site not in widths]
+        if lacking:
+            raise DataError(
+                f"The activations have no site {lacking[0]!r}.", remedy=f"They have {', '.join(map(repr, widths))}."
+            )
+        return cls(tuple(widths[site] for site in config.reads), tuple(widths[site] for site in config.targets))
+
+
+@dataclass(eq=False)
+class Part:
+    """Latents that read some columns and write some.
+
+    Attributes:
+        read, write: the columns.
+        W_enc: [latent, read].
+        W_dec: [latent, write].
+        b_enc: [latent].
+        extras: by name, [latent].
+        shadow: [latent, read], W_enc in the precision of the product (W_enc itself in float32).
+        blocks: widths of the sites among the written columns, whose norms are added in a penalty.
+    """
+
+    read: slice
+    write: slice
+    W_enc: Float[Tensor, "latent read"]
+    W_dec: Float[Tensor, "latent write"]
+    b_enc: Float[Tensor, " latent"]
+    extras: dict[str, Tensor]
+    shadow: Tensor
+    blocks: tuple[int, ...]
+
+    def latent_parameters(self) -> dict[str, Tensor]:
+        """The vectors with one number a latent."""
+        return {"b_enc": self.b_enc, **self.extras}
+
+    def norms(self) -> Float[Tensor, " latent"]:
+        """Of decoder rows: the sum over the sites that are written."""
+        return torch.stack([block.norm(dim=1) for block in self.W_dec.split(self.blocks, 1)]).sum(0)
+
+
+@dataclass(eq=False)
+class Parameters:
+    """All parameters of one dictionary.
+
+    Attributes:
+        config, layout: what it is.
+        parts: see `Part`.
+        b_dec: [written].
+        W_skip: [written, read], or None.
+    """
+
+    config: TrainConfig
+    layout: Layout
+    parts: list[Part]
+    b_dec: Float[Tensor, " written"]
+    W_skip: Tensor | None = None
+    _names: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def make(cls, config: TrainConfig, layout: Layout) -> Parameters:
+        """Starting values that depend on no data: decoder rows at random, encoder rows equal to them.
+
+        A transcoder's decoder starts at 0 where its norm is free, so that it begins by writing the mean, and encoder
+        rows are random directions.
+        """
+        draw = generator(config.seed, "dictionary", config.latents)
+        low = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+        edges = [0]
+        for width in layout.reads:
+            edges.append(edges[-1] + width)
+        ends = [0]
+        for width in layout.writes:
+            ends.append(ends[-1] + width)
+        whole = [(slice(0, edges[-1]), slice(0, ends[-1]), layout.writes)]
+        layered = [
+            (slice(edges[i], edges[i + 1]), slice(ends[i], ends[-1]), layout.writes[i:])
+            for i in range(len(layout.reads))
+        ]
+        parts = []
+        for read, write, blocks in layered if config.cross_layer else whole:
+            wide, out = read.stop - read.start, write.stop - write.start
+            W_dec = normalize(torch.randn(config.latents, out, generator=draw), dim=1)
+            if config.transcoder:
+                W_enc = normalize(torch.randn(config.latents, wide, generator=draw), dim=1)
+                if config.decoder == "free":
+                    W_dec.zero_()
+            else:
+                W_enc = W_dec.clone()
+            zeros = {name: torch.zeros(config.latents) for name in EXTRAS.get(config.architecture, ())}
+            if THETA in zeros:
+                zeros[THETA] += config.threshold
+            shadow = W_enc.to(low) if low != torch.float32 else W_enc
+            parts.append(Part(read, write, W_enc, W_dec, torch.zeros(config.latents), zeros, shadow, tuple(blocks)))
+        skip = torch.zeros(ends[-1], edges[-1]) if config.skip else None
+        return cls(config, layout, parts, torch.zeros(ends[-1]), skip)
+
+    def named(self) -> dict[str, Tensor]:
+        """Every parameter by name."""
+        if not self._names:
+            out = {"b_dec": self.b_dec}
+            if self.W_skip is not None:
+                out["W_skip"] = self.W_skip
+            for index, part in enumerate(self.parts):
+                own = {"W_enc": part.W_enc, "W_dec": part.W_dec, **part.latent_parameters()}
+                out |= {f"{name}.{index}": value for name, value in own.items()}
+            self._names = out
+        return self._names
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """After a step: decoder rows to norm 1 where they are kept so, thresholds at 0 at least, fresh copies."""
+        for part in self.parts:
+            if self.config.decoder == "unit":
+                part.W_dec.div_(part.W_dec.norm(dim=1, keepdim=True).clamp_(min=1e-12))
+            if THETA in part.extras:
+                part.extras[THETA].clamp_(min=0)
+            if part.shadow is not part.W_enc:
+                part.shadow.copy_(part.W_enc)
