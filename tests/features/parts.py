@@ -43,7 +43,7 @@ def trained_coder(site: str = "layer.3.resid_post", f: int = 256, k: int = 12, s
     E = torch.nn.Parameter(W.detach().T.clone())
     optimiser = torch.optim.Adam([W, E], lr=3e-3)
     for _ in range(steps):
-        z = (x - mean) / scale
+        z = (x[torch.randint(len(x), (512,))] - mean) / scale
         codes = TopK(k)(z @ E)
         loss = (codes @ W - z).square().mean()
         optimiser.zero_grad()

@@ -3,9 +3,28 @@
 from tomoscope.features.absorption import Absorption, ClassAbsorption, measure_absorption
 from tomoscope.features.activations import JumpReLU, ReLU, TopK
 from tomoscope.features.baselines import measure_baselines, neuron_coder, pca_coder, random_coder
+from tomoscope.features.book import Context, FeatureBook
 from tomoscope.features.coder import Codes, SparseCoder
+from tomoscope.features.codes import CodeStore, Entries, harvest_codes
+from tomoscope.features.dashboard import DashboardOptions, make_dashboards
 from tomoscope.features.edits import FeatureEdit, only_features, without_features
 from tomoscope.features.formats import load_coder, load_transcoders, save_transcoders
+from tomoscope.features.index import FeatureIndex, Hit, build_index
+from tomoscope.features.label_models import Cached, Endpoint, LanguageModel, LocalModel
+from tomoscope.features.label_rules import Clause, Rule, learn_rule
+from tomoscope.features.label_scores import Judge, Label, ModelJudge, RuleJudge
+from tomoscope.features.labels import (
+    Explainer,
+    Labeller,
+    LabelPlan,
+    ModelExplainer,
+    RuleExplainer,
+    ScoredLabel,
+    index_labels,
+    plan_labels,
+    read_labels,
+    say_of,
+)
 from tomoscope.features.perturbation import Perturbation, spurious_removal, targeted_perturbation
 from tomoscope.features.probing import ProbeScore, PromptCodes, dense_probe, prompt_codes, sparse_probe
 from tomoscope.features.quality import Quality, measure_activations, measure_coder
@@ -15,25 +34,53 @@ from tomoscope.features.transcoders import CrossLayerTranscoder, Transcoders, Tr
 
 __all__ = [
     "Absorption",
+    "Cached",
     "ClassAbsorption",
+    "Clause",
+    "CodeStore",
     "Codes",
+    "Context",
     "CrossLayerTranscoder",
+    "DashboardOptions",
+    "Endpoint",
+    "Entries",
+    "Explainer",
+    "FeatureBook",
     "FeatureEdit",
+    "FeatureIndex",
+    "Hit",
+    "Judge",
     "JumpReLU",
+    "Label",
+    "LabelPlan",
+    "Labeller",
+    "LanguageModel",
+    "LocalModel",
+    "ModelExplainer",
+    "ModelJudge",
     "Perturbation",
     "ProbeScore",
     "PromptCodes",
     "Quality",
     "ReLU",
+    "Rule",
+    "RuleExplainer",
+    "RuleJudge",
     "Samples",
+    "ScoredLabel",
     "SparseCoder",
     "Stability",
     "TopK",
     "TranscoderSet",
     "Transcoders",
+    "build_index",
     "dense_probe",
+    "harvest_codes",
+    "index_labels",
+    "learn_rule",
     "load_coder",
     "load_transcoders",
+    "make_dashboards",
     "match_features",
     "measure_absorption",
     "measure_activations",
@@ -42,10 +89,13 @@ __all__ = [
     "neuron_coder",
     "only_features",
     "pca_coder",
+    "plan_labels",
     "prompt_codes",
     "random_coder",
+    "read_labels",
     "samples",
     "save_transcoders",
+    "say_of",
     "sparse_probe",
     "spurious_removal",
     "targeted_perturbation",
