@@ -43,6 +43,7 @@ ALLOWED: dict[str, set[str]] = {
         "findings.estimate",
         "findings.files",
         "findings.provenance",
+        "findings.record",
         "findings.roc",
         "findings.statistics",
     },
@@ -52,7 +53,7 @@ ALLOWED: dict[str, set[str]] = {
     "exams": GROUND | METHODS | {"phantoms", "model", "data", "findings"},
     "scan": {"errors", "exams", "findings"},
     "viewer": {"errors", "scan", "findings", "model", "observe", "features"},
-    "cli": {"errors", "scan", "viewer", "findings", "exams", "model", "features", "data"},
+    "cli": {"errors", "scan", "viewer", "findings", "exams", "model", "features", "data", "phantoms"},
 }
 NO_TORCH = ("findings",)
 """Folders that never import torch, not even inside a call."""

@@ -8,13 +8,17 @@ from builder.prose import docstring, escape
 
 
 def command_tree() -> dict[str, Any]:
-    """The commands by name, as click sees them; "" is the program itself."""
+    """The commands by name, as click sees them, those of a group as "group command"; "" is the program itself."""
     import typer
 
     from tomoscope.cli.main import app
 
     root: Any = typer.main.get_command(app)
-    return {"": root, **root.commands}
+    tree = {"": root}
+    for name, command in root.commands.items():
+        inner = getattr(command, "commands", None)
+        tree |= {name: command} if inner is None else {f"{name} {part}": one for part, one in inner.items()}
+    return tree
 
 
 def page() -> str:

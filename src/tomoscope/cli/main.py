@@ -9,6 +9,8 @@ import typer
 from tomoscope.cli.calibrate import calibrate
 from tomoscope.cli.circuit import circuit
 from tomoscope.cli.doctor import doctor
+from tomoscope.cli.features import features
+from tomoscope.cli.plan import plan
 from tomoscope.cli.scan import scan
 from tomoscope.cli.show import show
 from tomoscope.cli.sites import sites
@@ -22,6 +24,8 @@ app = typer.Typer(
 )
 for command in (scan, show, circuit, calibrate, doctor, sites):
     app.command()(command)
+for group in (features, plan):
+    app.add_typer(group)
 
 
 def _version(asked: bool) -> None:

@@ -10,6 +10,7 @@ from tomoscope.features.dashboard import DashboardOptions, make_dashboards
 from tomoscope.features.edits import FeatureEdit, only_features, without_features
 from tomoscope.features.formats import load_coder, load_transcoders, save_transcoders
 from tomoscope.features.index import FeatureIndex, Hit, build_index
+from tomoscope.features.interop import FORMATS, export_coder, import_coder, recentred
 from tomoscope.features.label_models import Cached, Endpoint, LanguageModel, LocalModel
 from tomoscope.features.label_rules import Clause, Rule, learn_rule
 from tomoscope.features.label_scores import Judge, Label, ModelJudge, RuleJudge
@@ -25,7 +26,9 @@ from tomoscope.features.labels import (
     read_labels,
     say_of,
 )
+from tomoscope.features.neuronpedia import export_batches, export_import_tree
 from tomoscope.features.perturbation import Perturbation, spurious_removal, targeted_perturbation
+from tomoscope.features.planning import HARDWARE, FeaturePlan, Hardware, plan_features
 from tomoscope.features.probing import ProbeScore, PromptCodes, dense_probe, prompt_codes, sparse_probe
 from tomoscope.features.quality import Quality, measure_activations, measure_coder
 from tomoscope.features.samples import Samples, samples
@@ -33,6 +36,8 @@ from tomoscope.features.stability import Stability, match_features
 from tomoscope.features.transcoders import CrossLayerTranscoder, Transcoders, TranscoderSet
 
 __all__ = [
+    "FORMATS",
+    "HARDWARE",
     "Absorption",
     "Cached",
     "ClassAbsorption",
@@ -48,6 +53,8 @@ __all__ = [
     "FeatureBook",
     "FeatureEdit",
     "FeatureIndex",
+    "FeaturePlan",
+    "Hardware",
     "Hit",
     "Judge",
     "JumpReLU",
@@ -75,7 +82,11 @@ __all__ = [
     "Transcoders",
     "build_index",
     "dense_probe",
+    "export_batches",
+    "export_coder",
+    "export_import_tree",
     "harvest_codes",
+    "import_coder",
     "index_labels",
     "learn_rule",
     "load_coder",
@@ -89,10 +100,12 @@ __all__ = [
     "neuron_coder",
     "only_features",
     "pca_coder",
+    "plan_features",
     "plan_labels",
     "prompt_codes",
     "random_coder",
     "read_labels",
+    "recentred",
     "samples",
     "save_transcoders",
     "say_of",

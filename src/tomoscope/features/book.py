@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -108,6 +108,28 @@ class FeatureBook:
 
         parts = [self.folder / f"features-{part}.parquet" for part in self.manifest["parts"]]
         return np.concatenate([parquet.read_table(path, columns=[name])[name].to_numpy() for path in parts])
+
+    def pages(self) -> Iterator[tuple[dict[str, Any], list[Context]]]:
+        """Every feature's numbers and contexts in order, a part read at once: for exports of all of them."""
+        import pyarrow.parquet as parquet
+
+        for name in self.manifest["parts"]:
+            summaries = parquet.read_table(self.folder / f"features-{name}.parquet").to_pylist()
+            table = parquet.read_table(self.folder / f"contexts-{name}.parquet")
+            latents, places, rows, bins = (
+                table[column].to_numpy() for column in ("latent", "place", "row", "bin")
+            )  # fmt: skip
+            first, last = summaries[0]["latent"], summaries[-1]["latent"]
+            entries = self.store.entries(first, last + 1)
+            for summary in summaries:
+                latent = summary["latent"]
+                a, b = np.searchsorted(entries.latent, [latent, latent + 1])
+                own = Entries(entries.latent[a:b], entries.place[a:b], entries.value[a:b])
+                c, d = np.searchsorted(latents, [latent, latent + 1])
+                yield (
+                    summary,
+                    [self.window(own, int(places[i]), int(rows[i]), int(bins[i])) for i in range(c, d)],
+                )
 
     def contexts(self, latent: int, *, before: int = BEFORE, after: int = AFTER) -> list[Context]:
         """The strongest texts and those drawn from each part of the range, with activations."""
