@@ -110,7 +110,12 @@ def test_every_command_and_option_exists(path):
         if not words:
             continue
         name = words[0] if not words[0].startswith("-") else ""
-        for each in name.split("|"):
+        names = name.split("|")
+        if name and any(known.startswith(f"{name} ") for known in tree):
+            if len(words) == 1:
+                continue  # the group itself
+            names = [f"{name} {part}" for part in words[1].split("|")]
+        for each in names:
             assert each in tree, f"{name_of(path)}: there is no command `{line}`"
             known = {option for parameter in tree[each].params for option in parameter.opts} | {"--help"}
             for word in words:

@@ -33,14 +33,38 @@ ALLOWED: dict[str, set[str]] = {
     "vision": GROUND | {"model", "data"},
     "behaviours": GROUND | {"model", "data"},
     "phantoms": GROUND | {"model", "data", "superposition"},
-    "features": GROUND | {"activations", "model", "data", "findings.files"},
+    # measures of dictionaries carry intervals, and their shards are written whole or not at all
+    "features": GROUND
+    | {
+        "activations",
+        "model",
+        "data",
+        "findings.control",
+        "findings.estimate",
+        "findings.files",
+        "findings.provenance",
+        "findings.record",
+        "findings.roc",
+        "findings.statistics",
+    },
     "concepts": GROUND | {"activations", "model", "data"},
     "circuits": GROUND | {"features", "concepts", "activations", "model", "data"},
     "treat": GROUND | {"features", "concepts", "activations", "model", "data", "findings.treatment"},
     "exams": GROUND | METHODS | {"phantoms", "model", "data", "findings"},
     "scan": {"errors", "exams", "findings"},
     "viewer": {"errors", "scan", "findings", "model", "observe", "features"},
-    "cli": {"errors", "scan", "viewer", "findings", "exams", "model", "data", "activations", "features"},
+    "cli": {
+        "errors",
+        "scan",
+        "viewer",
+        "findings",
+        "exams",
+        "model",
+        "features",
+        "activations",
+        "data",
+        "phantoms",
+    },
 }
 NO_TORCH = ("findings",)
 """Folders that never import torch, not even inside a call."""

@@ -8,7 +8,7 @@ from builder.prose import docstring, escape
 
 
 def command_tree() -> dict[str, Any]:
-    """The commands by name, as click sees them; "" is the program itself."""
+    """The commands by name, as click sees them, those of a group as "group command"; "" is the program itself."""
     import typer
 
     from tomoscope.cli.main import app

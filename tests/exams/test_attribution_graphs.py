@@ -31,7 +31,9 @@ def coders(one) -> TranscoderSet:
 
 def examined(one, **options):
     exam = EXAMS["circuits.attribution_graphs"]
-    context = Context(one.subject, exam, options=exam.configure({"tasks": ("facts",), "n": 16, "draws": 99, "tested": 3} | options))
+    context = Context(
+        one.subject, exam, options=exam.configure({"tasks": ("facts",), "n": 16, "draws": 99, "tested": 3} | options)
+    )
     return {finding.id.rsplit("_", 1)[-1]: finding for finding in examine(exam, one.subject, context=context)}
 
 

@@ -13,6 +13,7 @@ from tomoscope.findings import (
     null_interval,
     null_p_value,
     permutation_test,
+    ratio_interval,
     sign_flip_test,
     split_half,
     wilson_interval,
@@ -203,3 +204,19 @@ def test_halves_keep_keys_together():
     assert not {keys[i] for i in chosen} & {keys[i] for i in measured}
     with pytest.raises(DataError, match="cannot be split"):
         split_half(["a", "a"], seed=0)
+
+
+def test_a_ratio_is_that_of_sums_and_its_interval_covers():
+    generator = np.random.default_rng(0)
+    covered, spread = 0, []
+    for draw in range(200):
+        size = generator.uniform(1, 5, 60)
+        part = 0.3 * size + generator.normal(0, 0.2, 60)
+        found = ratio_interval(part, size, seed=draw, n_resamples=400)
+        assert found.value == pytest.approx(part.sum() / size.sum())
+        covered += found.low <= 0.3 <= found.high
+        spread.append(found.high - found.low)
+    assert 0.88 < covered / 200 < 0.99
+    assert ratio_interval([1.0, 2.0], [0.0, 0.0], seed=0).value is None
+    with pytest.raises(DataError):
+        ratio_interval([1.0], [1.0, 2.0], seed=0)

@@ -11,6 +11,7 @@ from tomoscope.cli.circuit import circuit
 from tomoscope.cli.doctor import doctor
 from tomoscope.cli.features import features
 from tomoscope.cli.graph import graph
+from tomoscope.cli.plan import plan
 from tomoscope.cli.scan import scan
 from tomoscope.cli.show import show
 from tomoscope.cli.sites import sites
@@ -24,7 +25,8 @@ app = typer.Typer(
 )
 for command in (scan, show, circuit, graph, calibrate, doctor, sites):
     app.command()(command)
-app.add_typer(features)
+for group in (features, plan):
+    app.add_typer(group)
 
 
 def _version(asked: bool) -> None:

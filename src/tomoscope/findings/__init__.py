@@ -23,6 +23,7 @@ from tomoscope.findings.statistics import (
     difference_interval,
     null_interval,
     null_p_value,
+    ratio_interval,
     split_half,
     wilson_interval,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "permutation_test",
     "random_directions",
     "random_subsets",
+    "ratio_interval",
     "roc_area",
     "roc_interval",
     "shuffled_labels",

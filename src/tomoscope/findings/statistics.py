@@ -110,6 +110,41 @@ def difference_interval(
     return Estimate(value=value, unit=unit, low=low, high=high, n=n, method=text)
 
 
+def ratio_interval(
+    numerator: Sequence[float] | np.ndarray,
+    denominator: Sequence[float] | np.ndarray,
+    *,
+    seed: int,
+    level: float = 0.95,
+    n_resamples: int = 4000,
+    unit: str = "",
+) -> Estimate:
+    """sum(numerator) / sum(denominator) over clusters, with the bootstrap interval of its linearised values.
+
+    Each cluster counts with r + (numerator - r denominator) / mean(denominator), whose mean is the ratio r and whose
+    spread is the ratio's own (delta method): the interval has no draws in which the denominator happens to be near 0.
+
+    Args:
+        numerator, denominator: [cluster], sums over each cluster (a prompt, a document).
+        seed: of the resamples.
+        level: of the interval.
+        n_resamples: draws of the bootstrap.
+        unit: of the ratio.
+
+    Returns:
+        The ratio; unknown where the denominators sum to 0.
+    """
+    top, bottom = _finite(numerator), _finite(denominator)
+    if len(top) != len(bottom):
+        raise DataError(f"{len(top)} numerators and {len(bottom)} denominators.", remedy="Give one of each a cluster.")
+    total = float(bottom.sum())
+    if not len(top) or total == 0:
+        return Estimate.unknown("there is nothing to divide by", unit=unit)
+    ratio = float(top.sum()) / total
+    values = ratio + (top - ratio * bottom) / (total / len(bottom))
+    return bootstrap_interval(values, seed=seed, level=level, n_resamples=n_resamples, unit=unit)
+
+
 def wilson_interval(successes: int, n: int, *, level: float = 0.95, unit: str = "share") -> Estimate:
     """A proportion with Wilson's score interval, which is honest at 0 and 1 and for small n."""
     if not 0 <= successes <= n:
