@@ -33,7 +33,7 @@ from tomoscope.errors import DataError
 
 Method = Literal["logistic", "ridge", "means", "discriminant"]
 METHODS: tuple[Method, ...] = ("logistic", "ridge", "means", "discriminant")
-STRENGTHS: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+STRENGTHS: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """From which the folds choose, for logistic and ridge on activations of unit mean square."""
 _SHRINK = 1e-3  # of the mean eigenvalue: what a discriminant adds where nothing is asked for
 _MEMORY = 10  # pairs that L-BFGS keeps
@@ -76,7 +76,7 @@ def fit(
     method: Method = "logistic",
     strengths: Float[Tensor, " problem"] | None = None,
     weights: Float[Tensor, "problem item"] | None = None,
-    tolerance: float = 1e-5,
+    tolerance: float = 1e-4,
     max_steps: int = 500,
 ) -> Linear:
     """Fit every problem.
