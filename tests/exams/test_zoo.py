@@ -27,6 +27,7 @@ SMALL = {
     "circuits.discovery": {"n": 16, "draws": 4, "resamples": 3, "tasks": ("facts",)},
     "circuits.attribution_graphs": {"n": 8, "tasks": ("facts",)},
     "circuits.causal_tracing": {"facts": 8, "draws": 2},
+    "concepts.probes": {"n": 48, "draws": 2, "nulls": 5, "concepts": ("number", "gender")},
 }
 # what needs a user's files: measured in its own tests
 GIVEN_ONLY = {"circuits.attribution_graphs"}

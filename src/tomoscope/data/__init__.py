@@ -4,6 +4,7 @@ tasks.
 
 from __future__ import annotations
 
+from tomoscope.data.labelled import LabelledTexts, load_labelled
 from tomoscope.data.loaders import load_facts, load_pairs
 from tomoscope.data.pairs import AlignedPairs, Item, Pair, PairSet, continuation
 from tomoscope.data.prompts import Encoded, Prompt, as_prompt, mark
@@ -17,6 +18,7 @@ __all__ = [
     "Document",
     "Encoded",
     "Item",
+    "LabelledTexts",
     "Pair",
     "PairSet",
     "Prompt",
@@ -25,6 +27,7 @@ __all__ = [
     "as_prompt",
     "continuation",
     "load_facts",
+    "load_labelled",
     "load_pairs",
     "mark",
     "single_tokens",

@@ -1,0 +1,7 @@
+"""The exams of concepts, in the order in which a reader wants them."""
+
+from __future__ import annotations
+
+from tomoscope.exams.probing import PROBES
+
+EXAMS = (PROBES,)
