@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from tomoscope.circuits.controls import untrained_like
+from tomoscope.circuits.proof.controls import untrained_like
 from tomoscope.concepts import Probes, States, collect, train_probes
 from tomoscope.concepts.controls import Selectivity, distractors, selectivity, surface_states
 from tomoscope.concepts.use import causal_effect
@@ -222,7 +222,8 @@ def _used(context: Context, one: Probed, key: str) -> Finding:
     other = other * (1.0 if other.mean() >= 0 else -1.0)
     seed = context.seed_for(f"{key} interval")
     control = Control(
-        name="random directions", estimate=bootstrap_interval(other, seed=seed, clusters=probes.clusters, unit="logits"),
+        name="random directions",
+        estimate=bootstrap_interval(other, seed=seed, clusters=probes.clusters, unit="logits"),
         description=f"The strongest of {len(effect.random_added)} of equal norm, drawn with the stream's covariance.",
     )  # fmt: skip
     estimate: Estimate = bootstrap_interval(effect.added, seed=seed, clusters=probes.clusters, unit="logits")

@@ -53,7 +53,8 @@ def write_page(path: str | Path, title: str, figures: Sequence[Figure], *, notes
 def _drawn(figure: Figure, place: int) -> str:
     """A figure that is in no ledger, drawn as if it were."""
     ref = FigureRef(
-        name=f"figure {place}", exam="", kind=figure.kind, title=figure.title, caption=figure.caption,
+        name=f"figure {place}", exam="", kind=figure.kind,  # ty: ignore[invalid-argument-type]
+        title=figure.title, caption=figure.caption,
         arrays={part: part for part in figure.arrays}, labels=dict(figure.labels), axes=dict(figure.axes),
         scale=figure.scale, center=figure.center, marks=figure.marks, references=dict(figure.references),
         table="table" if figure.columns else "", text=figure.text,
