@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from builder.prose import escape
@@ -43,7 +45,44 @@ def page() -> str:
     for said, names in (("Stale (another version of the rule or options)", stale), ("Never run", never)):
         if names:
             out.append(f"{said}: {', '.join(f'`{name}`' for name in names)}.")
-    return "\n\n".join(out)
+    return "\n\n".join([*out, *_known_circuits()])
+
+
+KNOWN = Path(__file__).resolve().parents[1] / "known_circuits.json"
+SAID = {
+    "zero": "exact, zero", "paired": "exact, paired", "ACDC": "ACDC, paired", "EAP": "EAP",
+    "EAP-IG-inputs": "EAP-IG, inputs", "EAP-IG-activations": "EAP-IG, activations",
+}  # fmt: skip
+
+
+def _known_circuits() -> list[str]:
+    """How each way to score edges ranks those of compiled programs, by docs/known_circuits.py."""
+    rows = json.loads(KNOWN.read_text(encoding="utf-8")) if KNOWN.exists() else []
+    if not rows:
+        return []
+    out = [
+        "## Circuits that are known edge by edge",
+        "Area under the ROC curve of the edges of compiled programs (the worst of the seeds; 1 is every edge of the "
+        "circuit above every other), and after it the overlap (Jaccard index) of circuits found on resampled pairs. "
+        "What is counted, and how many points of the path EAP-IG takes: "
+        "`tomoscope.exams.calibration.known_circuits`. Made by `python docs/known_circuits.py`.",
+        "| program (edges; true ones) | " + " | ".join(SAID.values()) + " |\n|" + "---|" * (len(SAID) + 1),
+    ]
+    for program in dict.fromkeys(row["program"] for row in rows):
+        mine = [row for row in rows if row["program"] == program]
+        first = next(row for row in mine if row["method"] == "zero")
+        cells = [f"{program.removeprefix('compiled_').replace('_', ' ')} ({first['edges']:,}; {first['known']})"]
+        for method in SAID:
+            found = [row for row in mine if row["method"] == method]
+            overlaps = [row["overlap"] for row in found if row["overlap"] is not None]
+            area = f"{min(row['area'] for row in found):.3f}" if found else "not measured"
+            cells.append(area + (f", {sum(overlaps) / len(overlaps):.2f}" if overlaps else ""))
+        out[-1] += f"\n| {' | '.join(cells)} |"
+    out.append(
+        "A gradient at one point (EAP) misses edges into steps, which are flat there; integrated over enough points "
+        "it does not, unless both ends of the path lie on one side of a step."
+    )
+    return out
 
 
 def _missing(table: Any) -> list[str]:
