@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from tomoscope.errors import ProtocolError, nearest
 from tomoscope.exams.exam import Exam
 
-MODULES = ("tomoscope.exams.observe", "tomoscope.exams.circuits")
+MODULES = ("tomoscope.exams.observe", "tomoscope.exams.circuits", "tomoscope.exams.features")
 
 
 class Registry(Mapping[str, Exam]):
