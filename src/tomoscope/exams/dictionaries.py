@@ -350,7 +350,7 @@ def _of_the_world(subject: object) -> str:
     return "the model does not speak of the micro-world, whose concepts are known"
 
 
-QUICK = {"training_texts": 384, "texts": 64, "steps": 250}
+QUICK = {"training_texts": 256, "texts": 64, "steps": 250}
 DEEP = {"training_texts": 4096, "steps": 2000}
 
 STRUCTURE = Exam(
