@@ -21,10 +21,10 @@ import torch
 
 from benchmarks.common import gpt2_small, interleaved, ratio, tell
 from tomoscope.circuits import Pairs
-from tomoscope.circuits.ablation import Ablation
-from tomoscope.circuits.edges import edge_scores
 from tomoscope.circuits.graph import Graph
-from tomoscope.circuits.wiring import Wiring
+from tomoscope.circuits.scores.edges import edge_scores
+from tomoscope.circuits.wiring.ablation import Ablation
+from tomoscope.circuits.wiring.wiring import Wiring
 from tomoscope.model import Subject
 
 PEAK_KB = "VmHWM"

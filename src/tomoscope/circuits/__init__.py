@@ -1,25 +1,40 @@
 """Circuits: which parts do it, which edges between them, and the proof.
 
-- `patching`, `tracing`, `engine`: single places put back or taken away.
-- `graph`: sources, destinations, edges; `wiring`: the model with any edges kept and the rest ablated (`ablation`).
-- `edges`, `nodes`, `atp`, `path`: how much each edge, node or path matters.
-- `discovery`: circuits from scores, by ACDC, by learned masks; `circuit`, `formats`: the value and its files.
-- `faithfulness`, `completeness`, `controls`: the proof; `scrubbing`, `interchange`: stated hypotheses.
+- `graph`: sources, destinations, edges; `metrics`: what judges a run; `circuit`, `formats`: a circuit and its files.
+- `patching`: single places put back or taken away, paths between them, noise and what recovers from it.
+- `wiring`: the model with any edges kept and the rest ablated; `scores`: how much each edge or node matters.
+- `discovery`: circuits from scores, by ACDC, by learned masks.
+- `proof`: faithfulness, completeness, controls; stated hypotheses (causal scrubbing, interchange interventions).
 - `attribution`: one prompt, feature by feature; `virtual`: from weights alone.
 """
 
-from tomoscope.circuits.ablation import Ablation, Choices
-from tomoscope.circuits.atp import NodeGrid, atp_star
 from tomoscope.circuits.circuit import Agreement, Circuit, Comparison
-from tomoscope.circuits.completeness import Completeness, Minimality, Stability, completeness, minimality, stability
 from tomoscope.circuits.discovery.acdc import ACDCRun, acdc, acdc_sweep
 from tomoscope.circuits.discovery.masks import LearnedMask, learn_mask
 from tomoscope.circuits.discovery.select import edges_above, greedy_edges, random_circuit, top_edges
-from tomoscope.circuits.edges import EdgeScores, edge_scores
-from tomoscope.circuits.engine import PARTS, Engine
-from tomoscope.circuits.faithfulness import Areas, Faithfulness, faithfulness_curve, measure, random_faithfulness
 from tomoscope.circuits.graph import Graph, Node
-from tomoscope.circuits.interchange import (
+from tomoscope.circuits.metrics import KL, LogitDifference, Metric, Probability, answer_log_probabilities, normalised
+from tomoscope.circuits.patching.activation import (
+    Pairs,
+    PatchGrid,
+    activation_patching,
+    attribution_patching,
+    encode_pairs,
+)
+from tomoscope.circuits.patching.atp import NodeGrid, atp_star
+from tomoscope.circuits.patching.engine import PARTS, Engine
+from tomoscope.circuits.patching.path import PathEffects, path_patching
+from tomoscope.circuits.patching.tracing import Trace, causal_trace, noise_scale
+from tomoscope.circuits.proof.completeness import (
+    Completeness,
+    Minimality,
+    Stability,
+    completeness,
+    minimality,
+    stability,
+)
+from tomoscope.circuits.proof.faithfulness import Areas, Faithfulness, faithfulness_curve, measure, random_faithfulness
+from tomoscope.circuits.proof.interchange import (
     Alignment,
     Interchanges,
     align,
@@ -27,13 +42,11 @@ from tomoscope.circuits.interchange import (
     interchange_logits,
     random_alignment,
 )
-from tomoscope.circuits.metrics import KL, LogitDifference, Metric, Probability, answer_log_probabilities, normalised
-from tomoscope.circuits.nodes import NodeScores, neuron_scores, node_scores
-from tomoscope.circuits.patching import Pairs, PatchGrid, activation_patching, attribution_patching, encode_pairs
-from tomoscope.circuits.path import PathEffects, path_patching
-from tomoscope.circuits.scrubbing import Claim, Scrubbed, scrub
-from tomoscope.circuits.tracing import Trace, causal_trace, noise_scale
-from tomoscope.circuits.wiring import Wiring
+from tomoscope.circuits.proof.scrubbing import Claim, Scrubbed, scrub
+from tomoscope.circuits.scores.edges import EdgeScores, edge_scores
+from tomoscope.circuits.scores.nodes import NodeScores, neuron_scores, node_scores
+from tomoscope.circuits.wiring.ablation import Ablation, Choices
+from tomoscope.circuits.wiring.wiring import Wiring
 
 __all__ = [
     "KL",

@@ -33,7 +33,7 @@ from tomoscope.circuits.graph import LOGITS, Graph, Node
 from tomoscope.errors import DataError, SiteError
 
 if TYPE_CHECKING:
-    from tomoscope.circuits.ablation import Ablation
+    from tomoscope.circuits.wiring.ablation import Ablation
     from tomoscope.model import Subject
 
 FORMAT, VERSION = "tomoscope circuit", 1
@@ -278,9 +278,9 @@ class Circuit:
         Returns:
             Logits at the last token.
         """
-        from tomoscope.circuits.ablation import Ablation
-        from tomoscope.circuits.patching import Pairs, encode_pairs
-        from tomoscope.circuits.wiring import Wiring
+        from tomoscope.circuits.patching.activation import Pairs, encode_pairs
+        from tomoscope.circuits.wiring.ablation import Ablation
+        from tomoscope.circuits.wiring.wiring import Wiring
 
         made = pairs if isinstance(pairs, Pairs) else encode_pairs(subject, pairs)
         ablation = Ablation.paired(made.corrupted) if ablation is None else ablation

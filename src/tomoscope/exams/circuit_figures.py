@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from tomoscope.circuits import Circuit
-from tomoscope.circuits.faithfulness import Faithfulness
-from tomoscope.circuits.proof import Proof
+from tomoscope.circuits.proof.faithfulness import Faithfulness
+from tomoscope.circuits.proof.held_out import Proof
 from tomoscope.findings.figures import Figure, curve, graph
 
 

@@ -3,10 +3,9 @@
     told = find_circuit(subject, make_pairs(subject, task="ioi"), method="EAP-IG-inputs", seed=0)
     print(told.text()); told.save("ioi")
 
-It can mislead as `tomoscope.circuits.proof` says; and nobody asked here whether the model does the task: `gap` says how
-far clean prompts score above corrupted ones, and a circuit of a gap near 0 means nothing.
-
-Steps: pairs, halves, scores (or ACDC, or a learned mask) on one half, `prove` on the other, one document.
+It can mislead as `tomoscope.circuits.proof.held_out` says; and nobody asked here whether the model does the task: `gap`
+says how far clean prompts score above corrupted ones, and a circuit of a gap near 0 means nothing. Steps: pairs,
+halves, scores (or ACDC, or a learned mask) on one half, `prove` on the other, one document.
 """
 
 from __future__ import annotations
@@ -22,19 +21,19 @@ from typing import Any
 import torch
 
 from tomoscope.circuits import KL, LogitDifference, Metric, Pairs, Probability, encode_pairs
-from tomoscope.circuits.ablation import Ablation
 from tomoscope.circuits.circuit import Circuit
-from tomoscope.circuits.controls import untrained_like
 from tomoscope.circuits.discovery.acdc import acdc
 from tomoscope.circuits.discovery.masks import learn_mask
 from tomoscope.circuits.discovery.select import Scored, greedy_edges
-from tomoscope.circuits.edges import METHODS as SCORING
-from tomoscope.circuits.edges import edge_scores
-from tomoscope.circuits.faithfulness import Faithfulness, Interval
 from tomoscope.circuits.formats import write_eap_ig
 from tomoscope.circuits.graph import Graph
-from tomoscope.circuits.proof import Proof, prove
-from tomoscope.circuits.wiring import Wiring
+from tomoscope.circuits.proof.controls import untrained_like
+from tomoscope.circuits.proof.faithfulness import Faithfulness, Interval
+from tomoscope.circuits.proof.held_out import Proof, prove
+from tomoscope.circuits.scores.edges import METHODS as SCORING
+from tomoscope.circuits.scores.edges import edge_scores
+from tomoscope.circuits.wiring.ablation import Ablation
+from tomoscope.circuits.wiring.wiring import Wiring
 from tomoscope.data import TASKS, PairSet, load_pairs
 from tomoscope.errors import DataError, SiteError, nearest
 from tomoscope.exams.ready import CORRUPTIONS

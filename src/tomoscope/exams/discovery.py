@@ -27,12 +27,12 @@ from jaxtyping import Float
 from pydantic import Field
 
 from tomoscope.circuits import Circuit, Pairs
-from tomoscope.circuits.completeness import stability
-from tomoscope.circuits.controls import untrained_like
 from tomoscope.circuits.discovery.select import greedy_edges, with_heads_exchanged
-from tomoscope.circuits.edges import EdgeScores, edge_scores
-from tomoscope.circuits.faithfulness import Faithfulness
-from tomoscope.circuits.proof import Proof, prove, taken
+from tomoscope.circuits.proof.completeness import stability
+from tomoscope.circuits.proof.controls import untrained_like
+from tomoscope.circuits.proof.faithfulness import Faithfulness
+from tomoscope.circuits.proof.held_out import Proof, prove, taken
+from tomoscope.circuits.scores.edges import EdgeScores, edge_scores
 from tomoscope.exams.circuit_figures import circuit_figure, curve_figure
 from tomoscope.exams.exam import Context, Exam
 from tomoscope.exams.patching import linearised_shares

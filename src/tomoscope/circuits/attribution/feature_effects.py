@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tomoscope.circuits.metrics import Metric
-from tomoscope.circuits.patching import Pairs
+from tomoscope.circuits.patching.activation import Pairs
 from tomoscope.errors import DataError, SiteError
 from tomoscope.features import SparseCoder
 from tomoscope.model import Batch, Subject, replace

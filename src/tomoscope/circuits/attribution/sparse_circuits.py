@@ -26,7 +26,7 @@ from torch import Tensor
 
 from tomoscope.circuits.attribution.feature_effects import Coders, FeatureEffects, ordered, values_of
 from tomoscope.circuits.metrics import Metric
-from tomoscope.circuits.patching import Pairs
+from tomoscope.circuits.patching.activation import Pairs
 from tomoscope.features import SparseCoder, only_features
 from tomoscope.model import Batch, Subject, replace
 from tomoscope.model.gradients import frozen

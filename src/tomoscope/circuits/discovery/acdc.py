@@ -37,7 +37,7 @@ from tomoscope.circuits.discovery.damage import Damage
 from tomoscope.circuits.discovery.select import Scored
 from tomoscope.circuits.graph import LOGITS, Graph
 from tomoscope.circuits.metrics import Metric
-from tomoscope.circuits.wiring import Wiring
+from tomoscope.circuits.wiring.wiring import Wiring
 from tomoscope.errors import DataError
 
 RECENT, MOST = 16, 64

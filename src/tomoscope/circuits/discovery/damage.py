@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tomoscope.circuits.metrics import KL, Metric
-from tomoscope.circuits.wiring import Wiring
+from tomoscope.circuits.wiring.wiring import Wiring
 from tomoscope.errors import DataError
 
 DAMAGES = ("value", "drop", "change")

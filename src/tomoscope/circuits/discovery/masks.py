@@ -32,7 +32,7 @@ from tomoscope.circuits.discovery.damage import Damage, measured
 from tomoscope.circuits.discovery.select import top_edges
 from tomoscope.circuits.graph import Graph
 from tomoscope.circuits.metrics import Metric
-from tomoscope.circuits.wiring import Wiring
+from tomoscope.circuits.wiring.wiring import Wiring
 from tomoscope.errors import DataError
 
 TEMPERATURE, LOW, HIGH = 2.0 / 3.0, -0.1, 1.1

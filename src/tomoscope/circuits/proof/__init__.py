@@ -1,0 +1,3 @@
+"""Is a circuit the behaviour? Faithfulness, completeness, minimality, controls; hypotheses stated and tested."""
+
+__all__: list[str] = []
