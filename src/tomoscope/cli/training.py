@@ -174,7 +174,8 @@ def make_configs(
         nested: dict[str, Any] = {}
         if common_options["architecture"] == "matryoshka":
             nested["widths"] = tuple(sorted({max(1, count // part) for part in (16, 8, 4, 2, 1)}))
-        configs.append(TrainConfig(reads=read, writes=write, latents=count, **knob, **nested, **common_options))
+        options: dict[str, Any] = {"reads": read, "writes": write, "latents": count, **knob, **nested, **common_options}
+        configs.append(TrainConfig(**options))
     return configs
 
 

@@ -12,7 +12,9 @@ from collections.abc import Iterator, Mapping
 from tomoscope.errors import ProtocolError, nearest
 from tomoscope.exams.exam import Exam
 
-MODULES = ("tomoscope.exams.observe", "tomoscope.exams.circuits", "tomoscope.exams.concepts")
+MODULES = (
+    "tomoscope.exams.observe", "tomoscope.exams.circuits", "tomoscope.exams.features", "tomoscope.exams.concepts",
+)  # fmt: skip
 
 
 class Registry(Mapping[str, Exam]):

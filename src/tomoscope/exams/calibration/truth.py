@@ -13,6 +13,7 @@ denies; a claim is counted as true even if the phantom's thing is harder to see 
     circuit            decides observe.direct_attribution: which heads write to the logits; without a site, what
                        writes to the logits carries the answer; and circuits.discovery: that there is one, of its parts
     formed, rotated    decide the lenses
+    features           decides features.structure
 
 An exam of one's own brings its `Truth` with it (`Exam.truth`).
 """
@@ -282,6 +283,12 @@ def _depth(statement: str, key: str) -> Expect:
     return expect
 
 
+def _structure(card: Card, options: Any) -> Iterator[Expected]:
+    stated = list(card.of("features"))
+    if stated:
+        yield Expected(key="structure", holds=any(known.holds for known in stated))
+
+
 def _last_part(key: str) -> str:
     return key.rsplit("_", 1)[-1]
 
@@ -307,6 +314,7 @@ TRUTHS: dict[str, Truth] = {
         _graphs, kind=_last_part,
         unknowable={"foretold": "whether a forecast comes true is measured on the spot; no card states it"},
     ),
+    "features.structure": Truth(_structure),
     "circuits.causal_tracing": Truth(
         _tracing, kind=lambda key: "attention" if key.endswith("_attention") else "mlp"
     ),
