@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from tomoscope.exams.dictionaries import CONCEPTS, STRUCTURE
+from tomoscope.exams.feature_labels import LABELS
 
-EXAMS = (STRUCTURE, CONCEPTS)
+EXAMS = (STRUCTURE, CONCEPTS, LABELS)

@@ -11,7 +11,8 @@ corpus it fires, features that fire on the same tokens (Jaccard), the nearest de
 logits it raises and lowers, and its place on a map (first two principal components of the decoder directions).
 
 Features are handled in blocks of bounded size, vectorised inside; each block is one Parquet part, written whole, and a
-killed run goes on with the next block.
+killed run goes on with the next block. Memory holds one block of codes, the decoder, and the token ids (4 bytes
+a token); nearest directions compare all pairs, which is most of the work beyond about a million features.
 
 How it can mislead: logit effects are the direct path alone: the derivative of the logits along the decoder direction at
 the corpus's mean final stream, less its mean over the vocabulary; later layers may do something else with the feature.
