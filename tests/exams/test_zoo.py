@@ -27,6 +27,7 @@ SMALL = {
     "circuits.discovery": {"n": 16, "draws": 4, "resamples": 3, "tasks": ("facts",)},
     "circuits.causal_tracing": {"facts": 8, "draws": 2},
     "concepts.probes": {"n": 48, "draws": 2, "nulls": 5, "concepts": ("number", "gender")},
+    "concepts.lies": {"n": 16},
 }
 # what an exam may lack on a decoder, by family: everything else must be measured where the task is taken as done
 LACKING = {

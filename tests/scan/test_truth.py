@@ -20,6 +20,7 @@ from tomoscope.phantoms.world.tasks import TASKS as WORLD_TASKS
 from tomoscope.scan import scan_model
 
 ELSEWHERE = {
+    "concepts.lies": "liar, sycophant and honest model are told apart (tests/exams/test_lying.py)",
     "concepts.probes": "its fits equal scikit-learn's (tests/concepts); known concepts are found (tests/exams)",
     "circuits.discovery": "a circuit run as a model equals rewired runs written out (tests/circuits)",
     "circuits.causal_tracing": "its numbers equal the public reference's (tests/circuits)",

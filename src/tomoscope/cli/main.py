@@ -8,6 +8,7 @@ import typer
 
 from tomoscope.cli.calibrate import calibrate
 from tomoscope.cli.circuit import circuit
+from tomoscope.cli.concepts import erase, lies, probe, steer, truth
 from tomoscope.cli.doctor import doctor
 from tomoscope.cli.scan import scan
 from tomoscope.cli.show import show
@@ -20,7 +21,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (scan, show, circuit, calibrate, doctor, sites):
+for command in (scan, show, circuit, probe, truth, lies, steer, erase, calibrate, doctor, sites):
     app.command()(command)
 
 
