@@ -30,6 +30,7 @@ SMALL = {
     "concepts.probes": {"n": 48, "draws": 2, "nulls": 5, "concepts": ("number", "gender")},
     "features.structure": {"training_texts": 16, "texts": 8, "length": 12, "steps": 3},
     "features.concepts": {"training_texts": 16, "texts": 8, "length": 12, "steps": 3},
+    "concepts.lies": {"n": 16},
 }
 # what needs a user's files, or the micro-world's words: measured in its own tests
 ELSEWHERE = {"circuits.attribution_graphs", "features.concepts"}

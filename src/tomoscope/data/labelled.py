@@ -112,7 +112,7 @@ def load_labelled(
         DataError: an unreadable file, a column that is not there, a missing label (with its row), and see `check`.
     """
     path = Path(path)
-    rows = _rows(path)
+    rows = read_rows(path)
     rows = rows if limit is None else rows[:limit]
     if not rows:
         raise DataError(f"{path} holds no rows.", remedy="Give a table with a header and at least one row.")
@@ -196,7 +196,9 @@ def _leaking(data: LabelledTexts) -> str:
     return ""
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a table as they are. Raises DataError for a file that cannot be read."""
+    path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise DataError(f"{path} is of no kind that is read.", remedy=f"Give {', '.join(SUFFIXES)}.")

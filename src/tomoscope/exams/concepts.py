@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tomoscope.exams.lying import LIES
 from tomoscope.exams.probing import PROBES
 
-EXAMS = (PROBES,)
+EXAMS = (PROBES, LIES)

@@ -224,7 +224,10 @@ def _used(context: Context, one: Probed, key: str) -> Finding:
     control = Control(
         name="random directions",
         estimate=bootstrap_interval(other, seed=seed, clusters=probes.clusters, unit="logits"),
-        description=f"The strongest of {len(effect.random_added)} of equal norm, drawn with the stream's covariance.",
+        description=(
+            f"The strongest of {len(effect.random_added)} of equal norm, drawn with the stream's covariance, in which "
+            "the concept itself may be large."
+        ),
     )  # fmt: skip
     estimate: Estimate = bootstrap_interval(effect.added, seed=seed, clusters=probes.clusters, unit="logits")
     return context.claim(
