@@ -105,7 +105,7 @@ def probe_labels(
     layers = States({site: value for site, value in states.items() if site != "embed"}, at)
     common: dict[str, Any] = {"clusters": data.clusters, "seed": seed, "fitted_on": data.name}
     name = data.classes[1] if n_classes == 2 else data.name
-    probes = train_probes(layers, data.labels, n_classes, concept=name, method=method, nulls=19, **common)  # ty: ignore[invalid-argument-type]
+    probes = train_probes(layers, data.labels, n_classes, concept=name, method=method, nulls=19, **common)
     ids = [prompt.ids for prompt in subject.tokens(list(data.texts)).prompts]
     others = {**surface_states(data.texts, ids), "embedding": states["embed"]}
     rows = (probes.train, probes.test)
@@ -226,7 +226,9 @@ def truth_labels(
                 "every site": [float(value) for value in right.mean(1)], "orientation": found.orientation,
                 "restarts agree": float(found.agreement[place]),
                 "losses": [float(v) for v in found.losses[place]],
-                "gain over zero-shot": _json(difference_interval(mine, zero, paired=True, clusters=clusters, seed=seed)),
+                "gain over zero-shot": _json(
+                    difference_interval(mine, zero, paired=True, clusters=clusters, seed=seed)
+                ),
                 "gain over calibrated zero-shot": _json(
                     difference_interval(mine, level, paired=True, clusters=clusters, seed=seed)
                 ),
@@ -281,7 +283,7 @@ def erase_labels(
     if method == "inlp":
         eraser = inlp(x[train], data.labels[train], n_classes, seed=seed)
     else:
-        eraser = Moments.of(x[train], one_hot(data.labels[train], n_classes)).eraser(method)  # ty: ignore[invalid-argument-type]
+        eraser = Moments.of(x[train], one_hot(data.labels[train], n_classes)).eraser(method)
     edited = [eraser.edit(name, at=None if at == "mean" else at)]
     after = collect(subject, data.texts, [last], at=at, edits=edited)[last]
     before = collect(subject, data.texts, [last], at=at)[last]
@@ -337,7 +339,8 @@ def steer_doses(
     held = curves[1]
     return {
         "direction": str(direction), "rule": rule.sentence(), "dose": dose,
-        "rise": _json(held.rise(dose)) if dose else None, "over random": _json(held.over_random(dose)) if dose else None,
+        "rise": _json(held.rise(dose)) if dose else None,
+        "over random": _json(held.over_random(dose)) if dose else None,
         "loss": _json(held.damage(dose)) if dose else None, "wrong way": held.wrong_way(),
         "curve": [
             {

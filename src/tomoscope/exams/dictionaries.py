@@ -34,7 +34,7 @@ from tomoscope.activations import ArraySource, harvest
 from tomoscope.exams.exam import Context, Exam, Options
 from tomoscope.exams.prompts import own_text, speaks
 from tomoscope.exams.ready import attempt, percent
-from tomoscope.features import SparseCoder
+from tomoscope.features import SparseCoder, TopK
 from tomoscope.features.training import TrainConfig, finished_coder, train
 from tomoscope.findings.figures import bars
 from tomoscope.findings.finding import Control, DataNote, Finding
@@ -150,11 +150,12 @@ def _structure(context: Context) -> Finding:
     owners, count = kept[1], len(kept[0])
     real = unexplained(coder(rows[fresh]), rows[fresh], owners, count)
     null = unexplained(other(normal[fresh]), normal[fresh], owners, count)
-    mean, axes = principal(rows[known], int(coder.activation.k))  # ty: ignore[unresolved-attribute]: it is TopK
+    assert isinstance(coder.activation, TopK)  # as the exam trains them
+    k = coder.activation.k
+    mean, axes = principal(rows[known], k)
     projected = mean + (rows[fresh] - mean) @ axes @ axes.T
     linear = unexplained(projected, rows[fresh], owners, count)
     seed, unit = context.seed_for("interval"), "share of variance unexplained"
-    k = int(coder.activation.k)  # ty: ignore[unresolved-attribute]
     p = max(
         permutation_test(real, null, seed=context.seed_for("test"), alternative="less"),
         sign_flip_test(linear - real, seed=context.seed_for("test")),

@@ -27,6 +27,7 @@ from tomoscope.findings.files import write_json, writing
 
 VERSION = "6.54.12"
 """Of SAELens, whose format this is."""
+NAMES: dict[type, str] = {ReLU: "standard", JumpReLU: "jumprelu", TopK: "topk"}
 WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
 
 
@@ -34,8 +35,9 @@ def architecture_of(coder: SparseCoder) -> str:
     """What SAELens calls it (for TopK transcoders, which it does not have, "topk_transcoder")."""
     own = coder.reads == coder.writes and coder.W_skip is None and coder.d_in == coder.W_dec.shape[1]
     if own or coder.centred:
-        return {ReLU: "standard", JumpReLU: "jumprelu", TopK: "topk"}[type(coder.activation)]
-    kind = {ReLU: "", JumpReLU: "jumprelu_", TopK: "topk_"}[type(coder.activation)]
+        return NAMES[type(coder.activation)]
+    kind = {**NAMES, ReLU: ""}[type(coder.activation)]
+    kind += "_" if kind else ""
     return f"{kind}{'skip_' if coder.W_skip is not None else ''}transcoder"
 
 

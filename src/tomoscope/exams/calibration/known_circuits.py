@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -130,9 +131,8 @@ def _paired(
         runs = acdc_sweep(wiring, KL(wiring.clean_logits), thresholds=THRESHOLDS)
         circuits = [run.circuit for run in runs]
         return sweep_area(circuits, truth, ignore=ignored), min(circuits, key=lambda c: abs(c.n_edges - size))
-    scores = edge_scores(
-        specimen.subject, pairs, graph=graph, method="exact" if method == "paired" else method, steps=steps
-    ).scores
+    by: Any = "exact" if method == "paired" else method
+    scores = edge_scores(specimen.subject, pairs, graph=graph, method=by, steps=steps).scores
     kept = scores.masked_fill(ignored, 0)
     return _area(graph, scores, truth, ignored), top_edges(Circuit(graph, graph.allowed, kept), size, pruned=False)
 
