@@ -17,8 +17,10 @@ from pathlib import Path
 DOCS = Path(__file__).resolve().parent
 sys.path[:0] = [str(DOCS.parent / "src")]
 SEEDS = (0, 1)
-PAIRS = {"zero": 0, "paired": 32, "ACDC": 32, "EAP": 32, "EAP-IG-inputs": 8, "EAP-IG-activations": 8}
+PAIRS = {"zero": 0, "paired": 32, "ACDC": 32, "EAP": 32, "EAP-IG-inputs": 32, "EAP-IG-activations": 8}
 """Pairs of a method: fewer where each costs many points of a path."""
+STEPS = {"EAP-IG-inputs": 4000}
+"""Points of the path, where not the default; such a method is not resampled."""
 FOUND = DOCS / "known_circuits.json"
 
 
@@ -37,7 +39,17 @@ def main(only: list[str], resamples: int) -> None:
                 continue
             specimen = recipe.specimen(seed)
             for method in wanted:
-                told = asdict(rank_edges(specimen, method, pairs=PAIRS[method], resamples=resamples, seed=seed))
+                steps = STEPS.get(method)
+                told = asdict(
+                    rank_edges(
+                        specimen,
+                        method,
+                        pairs=PAIRS[method],
+                        resamples=0 if steps else resamples,
+                        steps=steps,
+                        seed=seed,
+                    )
+                )
                 rows.append({"program": recipe.name, "seed": seed, **told})
                 write_json(FOUND, rows)
                 sys.stderr.write(f"{recipe.name} {seed} {method}: {told}\n")
