@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from tomoscope.exams.dictionaries import CONCEPTS, STRUCTURE
+from tomoscope.exams.dictionaries import STRUCTURE
+from tomoscope.exams.feature_concepts import CONCEPTS
 
 EXAMS = (STRUCTURE, CONCEPTS)
