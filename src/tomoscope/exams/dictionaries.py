@@ -52,12 +52,17 @@ def middle(context: Context) -> str:
     return f"layer.{context.subject.facts.n_layers // 2}.resid_pre"
 
 
+def active_count(context: Context, width: int) -> int:
+    """Active latents a token."""
+    return context.options.k or max(2, width // 16)
+
+
 def trained(context: Context, rows: Float[Tensor, "token width"], purpose: str) -> SparseCoder:
     """A TopK dictionary of some rows."""
     options, width = context.options, rows.shape[1]
     latents = options.latents or 4 * width
     config = TrainConfig(
-        latents=latents, k=min(options.k or max(2, width // 16), latents), batch=min(BATCH, len(rows)),
+        latents=latents, k=min(active_count(context, width), latents), batch=min(BATCH, len(rows)),
         steps=options.steps, learning_rate=1e-2, warmup=min(50, options.steps), dead_after=20 * BATCH,
         precision="float32", seed=context.seed_for(purpose) % 2**31,
     )  # fmt: skip
@@ -127,11 +132,11 @@ def _structure(context: Context) -> Finding:
     owners, count = kept[1], len(kept[0])
     real = unexplained(coder(rows[fresh]), rows[fresh], owners, count)
     null = unexplained(other(normal[fresh]), normal[fresh], owners, count)
-    mean, axes = principal(rows[known], int(coder.activation.k))  # ty: ignore[unresolved-attribute]: it is TopK
+    k = active_count(context, rows.shape[1])
+    mean, axes = principal(rows[known], k)
     projected = mean + (rows[fresh] - mean) @ axes @ axes.T
     linear = unexplained(projected, rows[fresh], owners, count)
     seed, unit = context.seed_for("interval"), "share of variance unexplained"
-    k = int(coder.activation.k)  # ty: ignore[unresolved-attribute]
     p = max(
         permutation_test(real, null, seed=context.seed_for("test"), alternative="less"),
         sign_flip_test(linear - real, seed=context.seed_for("test")),
