@@ -1,17 +1,15 @@
-"""Planted features are found and confirmed, their normal twin is not; the world's concepts, with F1 counted by hand."""
+"""Planted features are found and confirmed, their normal twin is not."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from torch.nn.functional import normalize
 
 from tomoscope.activations import ArraySource
 from tomoscope.exams import EXAMS, examine
-from tomoscope.exams.dictionaries import best_units, f1_by_text, twin
+from tomoscope.exams.dictionaries import twin
 from tomoscope.features.training import TrainConfig, finished_coder, train
-from tomoscope.model import EMBEDDED, open_model
 from tomoscope.phantoms import PHANTOMS
 from tomoscope.phantoms.planted import superposition
 
@@ -36,13 +34,6 @@ def test_structure_is_confirmed_where_it_was_planted_and_only_there(side: str) -
     assert finding.controls[0].name == "a normal twin"
 
 
-def test_concepts_of_the_world() -> None:
-    (finding,) = examine(EXAMS["features.concepts"], open_model(EMBEDDED), options=OPTIONS)
-    assert finding.verdict != "not measured", finding.reason
-    assert 0.3 < finding.estimate.value < 1
-    assert {control.name for control in finding.controls} == {"neurons", "random directions"}
-
-
 def test_the_twin_has_the_covariances_and_is_normal() -> None:
     draw = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, 600, (30_000,), generator=draw)
@@ -54,19 +45,3 @@ def test_the_twin_has_the_covariances_and_is_normal() -> None:
     assert float(made[one].var(0).mean()) < 0.5
     kurtosis = ((made - made.mean(0)) / made.std(0)).pow(4).mean(0)
     assert bool((kurtosis < 4).all())
-
-
-def test_f1_is_that_of_a_count_by_hand() -> None:
-    draw = torch.Generator().manual_seed(0)
-    concepts = torch.rand(400, 2, generator=draw) < 0.2
-    units = torch.rand(400, 6, generator=draw)
-    units[:, 3] = concepts[:, 1] * 2.0 + 0.2 * units[:, 3]
-    unit, limit = best_units(units, concepts, 6)
-    assert int(unit[1]) == 3
-    told = units[:, unit] > limit
-    text = np.repeat(np.arange(40), 10)
-    got = f1_by_text(told, concepts, text, 40).mean(1)
-    for i in range(2):
-        hit = int((told[:, i] & concepts[:, i]).sum())
-        assert got[i] == pytest.approx(2 * hit / int(told[:, i].sum() + concepts[:, i].sum()))
-    assert got[1] > 0.95

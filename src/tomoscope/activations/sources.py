@@ -175,7 +175,8 @@ class LiveSource(Source):
         self, subject: Subject, texts: Texts, sites: Sequence[str], *, tokens: int | None = None,
         window: int | None = None, skip: int = 0, mix: int = MIX, seed: int = 0, sample: int = CHUNK,
     ) -> None:  # fmt: skip
-        if iter(texts) is texts if not hasattr(texts, "documents") else False:
+        once = not hasattr(texts, "documents") and iter(texts) is texts
+        if once:
             raise DataError("A corpus that can be read only once can't be resumed.", remedy="Give a list or a Corpus.")
         self.subject, self.texts, self.sites = subject, texts, harvest_sites(subject, sites)
         self.tokens, self.window, self.skip, self.mix, self.seed = tokens, window, skip, mix, seed

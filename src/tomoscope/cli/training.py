@@ -18,7 +18,7 @@ from tomoscope.cli import common
 from tomoscope.cli.common import MODEL_HELP, DeviceOption, DtypeOption, JsonOption, TracebackOption, told
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tomoscope.features.training import Figures, TrainConfig
 
@@ -117,7 +117,7 @@ def train(
         if store is not None:
             write_store(
                 subject, texts, sites, store, tokens=tokens, window=window, skip=skip_first, seed=seed,
-                progress=lambda what, done, total: None,
+                progress=teller(console),
             )  # fmt: skip
             source: Any = ActivationStore(store, seed=seed, sites=sites)
             source.verify()
@@ -137,6 +137,21 @@ def train(
         common.out().print(view.table())
     for path in paths:
         common.out().print(Text.assemble("written: ", (str(path), "bold")), soft_wrap=True)
+
+
+def teller(console: Console) -> Callable[[str, int, int | None], None]:
+    """Says now and then how far a store is."""
+    spoken = time.monotonic()
+
+    def tell(what: str, done: int, total: int | None) -> None:
+        nonlocal spoken
+        if time.monotonic() - spoken > SPOKEN:
+            spoken = time.monotonic()
+            unit = "tokens" if what == "harvest" else "shards"
+            of = "" if total is None else f" of {total:,}"
+            console.print(Text(f"{what}: {done:,}{of} {unit}", style="dim"))
+
+    return tell
 
 
 def numbers(text: str, option: str, *, whole: bool = True) -> list[Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tomoscope.exams.dictionaries import CONCEPTS, STRUCTURE
+from tomoscope.exams.dictionaries import STRUCTURE
+from tomoscope.exams.feature_concepts import CONCEPTS
 from tomoscope.exams.feature_labels import LABELS
 
 EXAMS = (STRUCTURE, CONCEPTS, LABELS)

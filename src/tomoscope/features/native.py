@@ -21,23 +21,23 @@ from torch import Tensor
 
 from tomoscope.activations.tensors import write_tensors
 from tomoscope.errors import DataError
-from tomoscope.features.activations import JumpReLU, ReLU, TopK
+from tomoscope.features.activations import JumpReLU, TopK
 from tomoscope.features.coder import SparseCoder
 from tomoscope.findings.files import write_json, writing
 
 VERSION = "6.54.12"
 """Of SAELens, whose format this is."""
-NAMES: dict[type, str] = {ReLU: "standard", JumpReLU: "jumprelu", TopK: "topk"}
+
 WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
 
 
 def architecture_of(coder: SparseCoder) -> str:
     """What SAELens calls it (for TopK transcoders, which it does not have, "topk_transcoder")."""
+    rule = "topk" if isinstance(coder.activation, TopK) else "jumprelu" * isinstance(coder.activation, JumpReLU)
     own = coder.reads == coder.writes and coder.W_skip is None and coder.d_in == coder.W_dec.shape[1]
     if own or coder.centred:
-        return NAMES[type(coder.activation)]
-    kind = {**NAMES, ReLU: ""}[type(coder.activation)]
-    kind += "_" if kind else ""
+        return rule or "standard"
+    kind = f"{rule}_" if rule else ""
     return f"{kind}{'skip_' if coder.W_skip is not None else ''}transcoder"
 
 

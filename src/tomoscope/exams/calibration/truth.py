@@ -13,7 +13,7 @@ denies; a claim is counted as true even if the phantom's thing is harder to see 
     circuit            decides observe.direct_attribution: which heads write to the logits; without a site, what
                        writes to the logits carries the answer; and circuits.discovery: that there is one, of its parts
     formed, rotated    decide the lenses
-    features           decides features.structure
+    features           decides features.structure; all abilities denied, features.concepts
 
 An exam of one's own brings its `Truth` with it (`Exam.truth`).
 """
@@ -289,6 +289,13 @@ def _structure(card: Card, options: Any) -> Iterator[Expected]:
         yield Expected(key="structure", holds=any(known.holds for known in stated))
 
 
+def _of_concepts(card: Card, options: Any) -> Iterator[Expected]:
+    """A model that can do nothing has learned no concept."""
+    stated = list(card.of("ability"))
+    if stated and not any(known.holds for known in stated):
+        yield Expected(key="concepts", holds=False)
+
+
 def _last_part(key: str) -> str:
     return key.rsplit("_", 1)[-1]
 
@@ -315,6 +322,9 @@ TRUTHS: dict[str, Truth] = {
         unknowable={"foretold": "whether a forecast comes true is measured on the spot; no card states it"},
     ),
     "features.structure": Truth(_structure),
+    "features.concepts": Truth(
+        _of_concepts, unknowable={"": "which concepts are single features of a trained model nobody planted"}
+    ),
     "circuits.causal_tracing": Truth(
         _tracing, kind=lambda key: "attention" if key.endswith("_attention") else "mlp"
     ),

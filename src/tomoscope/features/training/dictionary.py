@@ -188,8 +188,7 @@ class DictionaryTraining:
         self.idle = [tensors[f"state:idle.{index}"].clone() for index in range(len(self.idle))]
         self.taken = int(tensors["state:taken"])
         for part in self.parameters.parts:
-            if part.shadow is not part.W_enc:
-                part.shadow.copy_(part.W_enc)
+            part.refresh()
 
     def document(self) -> dict[str, Any]:
         """What a file says about it besides its tensors."""

@@ -236,7 +236,7 @@ def _dense(
     parameters: Parameters, step: Step, x: Tensor, y: Tensor, pressure: float, guesses: Sequence[float | None]
 ) -> tuple[Tensor, list[Tensor]]:
     config, n = parameters.config, len(x)
-    low = parameters.parts[0].shadow.dtype
+    low = parameters.parts[0].low
     parts = parameters.parts
     for index, part in enumerate(parts):
         step.gradients[f"W_enc.{index}"] = torch.zeros_like(part.W_enc)
@@ -256,7 +256,7 @@ def _dense(
         out = parameters.b_dec.expand(len(rows), -1).clone()
         held = []
         for part, decoder in zip(parts, decoders, strict=True):
-            pre = torch.addmm(part.b_enc.to(low), rows[:, part.read].to(low), part.shadow.T).float()
+            pre = part.preactivations(part.widened(rows[:, part.read])).float()
             z = codes(config, pre, part.latent_parameters())
             out[:, part.write] += (z.to(low) @ decoder).float()
             held.append((pre, z))
@@ -329,8 +329,8 @@ def _auxiliary(
         if not len(which) or not k:
             continue
         share = config.auxk_coefficient * min(1.0, len(which) / k)
-        low = part.shadow.dtype
-        encoder, decoder, bias = part.shadow[which], part.W_dec[which].to(low), part.b_enc[which].to(low)
+        low = part.low
+        encoder, decoder, bias = part.rows[which], part.W_dec[which].to(low), part.b_enc[which].to(low)
         d_enc, d_dec = torch.zeros_like(part.W_enc[which]), torch.zeros_like(part.W_dec[which])
         d_bias = torch.zeros_like(part.b_enc[which])
         for first in range(0, n, DENSE_ROWS):

@@ -20,6 +20,9 @@ from tomoscope.errors import DataError
 from tomoscope.features.training.config import TrainConfig
 from tomoscope.features.training.rules import EXTRAS, THETA
 
+MARGIN = 32
+"""Columns that the product has besides those that are read, so that its width stays a multiple that is fast."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -58,7 +61,8 @@ class Part:
         W_dec: [latent, write].
         b_enc: [latent].
         extras: by name, [latent].
-        shadow: [latent, read], W_enc in the precision of the product (W_enc itself in float32).
+        shadow: what the product takes: W_enc itself in float32; in bfloat16 [latent, read + 32], W_enc, b_enc in two
+            columns (its rounded value and what rounding lost), and zeros.
         blocks: widths of the sites among the written columns, whose norms are added in a penalty.
     """
 
@@ -74,6 +78,42 @@ class Part:
     def latent_parameters(self) -> dict[str, Tensor]:
         """The vectors with one number a latent."""
         return {"b_enc": self.b_enc, **self.extras}
+
+    @property
+    def low(self) -> torch.dtype:
+        """The type of the product."""
+        return self.shadow.dtype
+
+    @property
+    def rows(self) -> Float[Tensor, "latent read"]:
+        """Encoder rows in the type of the product."""
+        return self.shadow[:, : self.W_enc.shape[1]]
+
+    def refresh(self) -> None:
+        """Make the shadow that of the parameters."""
+        if self.shadow is self.W_enc:
+            return
+        wide = self.W_enc.shape[1]
+        self.shadow[:, :wide].copy_(self.W_enc)
+        self.shadow[:, wide].copy_(self.b_enc)
+        self.shadow[:, wide + 1].copy_(self.b_enc - self.shadow[:, wide].float())
+
+    def preactivations(
+        self, x: Float[Tensor, "sample read"], out: Tensor | None = None
+    ) -> Float[Tensor, "sample latent"]:
+        """X . W_enc + b_enc, for `x` from `widened`: the bias is part of the product, and not a pass of its own."""
+        if self.shadow is self.W_enc:
+            return torch.addmm(self.b_enc, x, self.shadow.T, out=out)
+        return torch.mm(x, self.shadow.T, out=out)
+
+    def widened(self, x: Float[Tensor, "sample read"]) -> Tensor:
+        """What is encoded in the type of the product, with ones where the shadow has the bias."""
+        if self.shadow is self.W_enc:
+            return x
+        wide = x.new_zeros(len(x), self.shadow.shape[1], dtype=self.low)
+        wide[:, : x.shape[1]] = x
+        wide[:, x.shape[1] : x.shape[1] + 2] = 1
+        return wide
 
     def norms(self) -> Float[Tensor, " latent"]:
         """Of decoder rows: the sum over the sites that are written."""
@@ -131,8 +171,10 @@ class Parameters:
             zeros = {name: torch.zeros(config.latents) for name in EXTRAS.get(config.architecture, ())}
             if THETA in zeros:
                 zeros[THETA] += config.threshold
-            shadow = W_enc.to(low) if low != torch.float32 else W_enc
-            parts.append(Part(read, write, W_enc, W_dec, torch.zeros(config.latents), zeros, shadow, tuple(blocks)))
+            shadow = W_enc if low == torch.float32 else torch.zeros(config.latents, wide + MARGIN, dtype=low)
+            part = Part(read, write, W_enc, W_dec, torch.zeros(config.latents), zeros, shadow, tuple(blocks))
+            part.refresh()
+            parts.append(part)
         skip = torch.zeros(ends[-1], edges[-1]) if config.skip else None
         return cls(config, layout, parts, torch.zeros(ends[-1]), skip)
 
@@ -156,5 +198,4 @@ class Parameters:
                 part.W_dec.div_(part.W_dec.norm(dim=1, keepdim=True).clamp_(min=1e-12))
             if THETA in part.extras:
                 part.extras[THETA].clamp_(min=0)
-            if part.shadow is not part.W_enc:
-                part.shadow.copy_(part.W_enc)
+            part.refresh()

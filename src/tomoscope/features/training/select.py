@@ -41,12 +41,11 @@ class Found:
 
 def pieces(part: Part, x: Float[Tensor, "sample read"], rows: int = ROWS) -> Iterator[tuple[int, Tensor]]:
     """(first row, pre-activations [row, latent]) of each piece; the next piece overwrites the last."""
-    low, W = x.to(part.shadow.dtype), part.shadow.T
-    bias = part.b_enc.to(low)
-    held = low.new_empty(min(rows, len(low)), W.shape[1])
+    low = part.widened(x)
+    held = low.new_empty(min(rows, len(low)), len(part.b_enc))
     for start in range(0, len(low), rows):
         piece = low[start : start + rows]
-        yield start, torch.addmm(bias, piece, W, out=held[: len(piece)])
+        yield start, part.preactivations(piece, held[: len(piece)])
 
 
 def select(config: TrainConfig, part: Part, x: Float[Tensor, "sample read"], *, guess: float | None = None) -> Found:
@@ -72,7 +71,7 @@ def select(config: TrainConfig, part: Part, x: Float[Tensor, "sample read"], *, 
 
 def _above(part: Part, x: Tensor, limit: Tensor | float) -> Found:
     samples, latents, values = [], [], []
-    limit = limit.to(part.shadow.dtype) if isinstance(limit, Tensor) else limit
+    limit = limit.to(part.low) if isinstance(limit, Tensor) else limit
     for start, pre in pieces(part, x):
         sample, latent = (pre > limit).nonzero(as_tuple=True)
         samples.append(sample + start)
