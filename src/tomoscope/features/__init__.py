@@ -11,6 +11,7 @@ from tomoscope.features.edits import FeatureEdit, only_features, without_feature
 from tomoscope.features.formats import load_coder, load_transcoders, save_transcoders
 from tomoscope.features.index import FeatureIndex, Hit, build_index
 from tomoscope.features.interop import FORMATS, export_coder, import_coder, recentred
+from tomoscope.features.interop_gemma import load_gemma_scope_2
 from tomoscope.features.label_models import Cached, Endpoint, LanguageModel, LocalModel
 from tomoscope.features.label_rules import Clause, Rule, learn_rule
 from tomoscope.features.label_scores import Judge, Label, ModelJudge, RuleJudge
@@ -93,6 +94,7 @@ __all__ = [
     "index_labels",
     "learn_rule",
     "load_coder",
+    "load_gemma_scope_2",
     "load_transcoders",
     "make_dashboards",
     "match_features",

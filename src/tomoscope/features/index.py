@@ -8,8 +8,8 @@ Three files, each sorted by what it is asked for, in small row groups whose rang
 
     index/words.parquet      word, weight, latent     the words of labels, BM25; the best `CAP` features of each word
     index/raised.parquet     token, effect, latent    what each feature raises (at its largest activation); likewise
-    index/features.parquet   latent, label, score, fires, max ...   row group = latent // ROWS, so a feature is found by
-                             arithmetic
+    index/features.parquet   latent, label, score, fires, max ...   one row a feature in order, so a feature's row group
+                             is known without looking
 
 How it can mislead: a word that more than CAP features share gives only the CAP best of it, so a query of two common
 words may miss a feature that is low in both; a feature is listed for the tokens among its strongest only (as many as
@@ -151,8 +151,10 @@ class FeatureIndex:
             path = str(index / f"{name}.parquet").replace("'", "''")
             self.base.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet('{path}')")
         self.features = parquet.ParquetFile(index / "features.parquet", memory_map=True)
-        self.rows = self.features.metadata.num_rows
-        self.group = self.features.metadata.row_group(0).num_rows if self.rows else ROWS
+        held = self.features.metadata
+        self.rows = held.num_rows
+        # DuckDB writes groups of about the size that was asked for
+        self.ends = np.cumsum([held.row_group(i).num_rows for i in range(held.num_row_groups)])
 
     def about(self, text: str, limit: int = 20) -> list[Hit]:
         """Features whose labels say the words of the text, best first."""
@@ -202,10 +204,11 @@ class FeatureIndex:
         out = {}
         groups: dict[int, list[int]] = {}
         for latent in wanted:
-            groups.setdefault(latent // self.group, []).append(latent)
+            groups.setdefault(int(np.searchsorted(self.ends, latent, side="right")), []).append(latent)
         for group, members in groups.items():
             table = self.features.read_row_group(group, columns=["latent", "label", "score", "fires"])
-            for row in table.take([latent - group * self.group for latent in members]).to_pylist():
+            first = int(self.ends[group]) - table.num_rows
+            for row in table.take([latent - first for latent in members]).to_pylist():
                 out[row["latent"]] = row
         return out
 
