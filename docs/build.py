@@ -33,6 +33,8 @@ PACKAGES = (
     "tomoscope.circuits",
     "tomoscope.circuits.attribution",
     "tomoscope.features",
+    "tomoscope.concepts",
+    "tomoscope.treat",
     "tomoscope.findings",
     "tomoscope.findings.figures",
     "tomoscope.exams",

@@ -226,7 +226,9 @@ def truth_labels(
                 "every site": [float(value) for value in right.mean(1)], "orientation": found.orientation,
                 "restarts agree": float(found.agreement[place]),
                 "losses": [float(v) for v in found.losses[place]],
-                "gain over zero-shot": _json(difference_interval(mine, zero, paired=True, clusters=clusters, seed=seed)),
+                "gain over zero-shot": _json(
+                    difference_interval(mine, zero, paired=True, clusters=clusters, seed=seed)
+                ),
                 "gain over calibrated zero-shot": _json(
                     difference_interval(mine, level, paired=True, clusters=clusters, seed=seed)
                 ),
@@ -337,7 +339,8 @@ def steer_doses(
     held = curves[1]
     return {
         "direction": str(direction), "rule": rule.sentence(), "dose": dose,
-        "rise": _json(held.rise(dose)) if dose else None, "over random": _json(held.over_random(dose)) if dose else None,
+        "rise": _json(held.rise(dose)) if dose else None,
+        "over random": _json(held.over_random(dose)) if dose else None,
         "loss": _json(held.damage(dose)) if dose else None, "wrong way": held.wrong_way(),
         "curve": [
             {

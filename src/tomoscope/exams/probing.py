@@ -222,7 +222,8 @@ def _used(context: Context, one: Probed, key: str) -> Finding:
     other = other * (1.0 if other.mean() >= 0 else -1.0)
     seed = context.seed_for(f"{key} interval")
     control = Control(
-        name="random directions", estimate=bootstrap_interval(other, seed=seed, clusters=probes.clusters, unit="logits"),
+        name="random directions",
+        estimate=bootstrap_interval(other, seed=seed, clusters=probes.clusters, unit="logits"),
         description=(
             f"The strongest of {len(effect.random_added)} of equal norm, drawn with the stream's covariance, in which "
             "the concept itself may be large."
