@@ -11,6 +11,7 @@ from tomoscope.concepts.answers import completion_log_probs
 from tomoscope.concepts.belief import Asked, Beliefs, beliefs, threshold_at, truth_direction
 from tomoscope.concepts.contrast import Contrast, Pairs, bimodality, ccs, crc_tpc, lat, vinc
 from tomoscope.concepts.controls import description_length, distractors, selectivity, surface_states, transfer
+from tomoscope.concepts.dead import DeadHalf, dead_layers
 from tomoscope.concepts.direction import Direction, affine, load_direction
 from tomoscope.concepts.erasure import Eraser, Moments, cross_covariance, equalise, inlp, one_hot, remaining
 from tomoscope.concepts.linear import Linear, fit
@@ -25,6 +26,7 @@ __all__ = [
     "Beliefs",
     "CausalEffect",
     "Contrast",
+    "DeadHalf",
     "Direction",
     "Eraser",
     "Linear",
@@ -43,6 +45,7 @@ __all__ = [
     "completion_log_probs",
     "crc_tpc",
     "cross_covariance",
+    "dead_layers",
     "description_length",
     "distractors",
     "equalise",
