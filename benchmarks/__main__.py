@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("read_overhead", "patch_grid", "attribution_graph", "activation_store", "dictionary_training", "scan_time")
+NAMES = (
+    "read_overhead", "patch_grid", "edge_scores", "attribution_graph", "activation_store", "dictionary_training",
+    "feature_dashboards", "probes", "scan_time",
+)  # fmt: skip
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or NAMES:

@@ -35,6 +35,8 @@ PACKAGES = (
     "tomoscope.activations",
     "tomoscope.features",
     "tomoscope.features.training",
+    "tomoscope.concepts",
+    "tomoscope.treat",
     "tomoscope.findings",
     "tomoscope.findings.figures",
     "tomoscope.exams",

@@ -29,6 +29,7 @@ SMALL = {
     "circuits.causal_tracing": {"facts": 8, "draws": 2},
     "concepts.probes": {"n": 48, "draws": 2, "nulls": 5, "concepts": ("number", "gender")},
     "features.structure": {"training_texts": 16, "texts": 8, "length": 12, "steps": 3},
+    "features.labels": {"features": 4, "texts": 40, "length": 12},
     "features.concepts": {"training_texts": 16, "texts": 8, "length": 12, "steps": 3},
     "concepts.lies": {"n": 16},
 }

@@ -191,13 +191,21 @@ def _selective(context: Context, one: Probed, key: str) -> Finding:
     claim = f"A probe of {items.name} reads what the model made, not what a probe can learn by heart"
     if isinstance(found, str):
         return context.not_measured(key, f"{claim}.", found)
-    estimate = found.at(site)
+    seed = context.seed_for(f"{key} interval")
+    estimate, control = (
+        bootstrap_interval(values[0], seed=seed, clusters=found.types, unit="share of items")
+        for values in (found.task, found.control)
+    )
     values = (found.task - found.control)[0]
     return context.claim(
         key,
         f"{claim}: right on {percent(float(found.task.mean()))} of texts, and on "
         f"{percent(float(found.control.mean()))} where each word has a random label.",
         estimate=estimate, rule="selective", sites=[site], positions="last token",
+        controls=[Control(
+            name="control task", estimate=control,
+            description="The same probe on the same texts, each word with a random label (Hewitt and Liang 2019).",
+        )],
         p_value=sign_flip_test(values, seed=context.seed_for(f"{key} test"), clusters=found.types),
         test="paired sign-flip test by word, task against control task",
         chosen_on=_note(items, "half A", len(one.probes.train)),
@@ -248,7 +256,7 @@ PROBES = Exam(
     run=run,
     rule={
         "probe": Rule(direction="greater", minimum=0.05),
-        "selective": Rule(direction="greater", minimum=0.05, reference=0.0),
+        "selective": Rule(direction="greater", minimum=0.05),
         "used": Rule(direction="greater", minimum=0.1),
     },
     options=ProbeOptions,
