@@ -39,6 +39,7 @@ from tomoscope.features import (
 )
 from tomoscope.features.dashboard import rows_of
 from tomoscope.features.label_models import marked, read_label, read_yes
+from tomoscope.features.label_rules import Words
 from tomoscope.features.label_scores import detection, feature_effect, fuzzing, intervention, simulation
 from tomoscope.findings.roc import roc_area
 
@@ -91,9 +92,7 @@ def test_noise_has_no_rule():
 def test_words_of_several_tokens_have_attributes():
     pieces = ["New", " York", " is", " old", "New", "er"]
     context = Context(np.array([0, 1, 2, 4, 5, 3]), np.zeros(6, dtype=np.float32), 0, 0, 0)
-    from tomoscope.features.label_rules import attribute_masks
-
-    (mask,) = attribute_masks([context], lambda t: pieces[t], {"city": ["New York", "Newer"]}).values()
+    (mask,) = Words({"city": ["New York", "Newer"]}).masks([context], lambda t: pieces[t]).values()
     # "isNewer" has no border before it, so it is no word of the lexicon
     assert mask.tolist() == [True, True, False, False, False, False]
 

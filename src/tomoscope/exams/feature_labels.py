@@ -50,7 +50,7 @@ from tomoscope.features import (
     say_of,
 )
 from tomoscope.features.book import Context as Window
-from tomoscope.features.label_rules import attribute_masks
+from tomoscope.features.label_rules import Words
 from tomoscope.findings.figures import bars
 from tomoscope.findings.finding import Control, DataNote, Finding
 from tomoscope.findings.permutation import sign_flip_test
@@ -200,6 +200,7 @@ def _sorts(context: Context, labels: list[ScoredLabel], coder: SparseCoder, sour
     rows, _ = rows_for(context, "fresh text")
     say = say_of(subject.tokenizer)
     latents, sorts = list(named), sorted(set(named.values()))
+    words = Words({sort: lexicon[sort] for sort in sorts})
     hits, fires = np.zeros((len(latents), len(sorts))), np.zeros(len(latents))
     for piece in samples(subject, rows, coder.reads, skip_first=True):
         codes = coder.encode(piece.values[coder.reads])[:, latents] > 0
@@ -207,7 +208,7 @@ def _sorts(context: Context, labels: list[ScoredLabel], coder: SparseCoder, sour
             here = piece.prompt == row
             tokens = piece.token[here].numpy()
             window = Window(tokens, np.zeros(len(tokens), dtype=np.float32), 0, 0, row)
-            masks = attribute_masks([window], say, {sort: lexicon[sort] for sort in sorts})
+            masks = words.masks([window], say)
             on = codes[here].numpy()
             fires += on.sum(0)
             hits += np.stack([(on & masks[sort][:, None]).sum(0) for sort in sorts], -1)

@@ -66,12 +66,12 @@ class Rule:
 
     Attributes:
         clauses: in the order in which they were found.
-        lexicon: the words of the attributes it uses.
+        words: the lexicon of the attributes it uses.
         say: from a token id to its text.
     """
 
     clauses: tuple[Clause, ...]
-    lexicon: Lexicon
+    words: Words
     say: Say
 
     @property
@@ -88,7 +88,7 @@ class Rule:
 
     def __call__(self, context: Context) -> Float[np.ndarray, " token"]:
         """The activation that the rule expects at each token of a window."""
-        table = Table([context], self.say, self.lexicon)
+        table = Table([context], self.say, self.words)
         out = np.zeros(len(context.tokens))
         for clause in self.clauses:
             out = np.maximum(out, np.where(table.holds(clause), clause.value, 0.0))
@@ -98,7 +98,7 @@ class Rule:
 class Table:
     """All tokens of some windows, one after the other, with what clauses ask of them."""
 
-    def __init__(self, contexts: Sequence[Context], say: Say, lexicon: Lexicon) -> None:
+    def __init__(self, contexts: Sequence[Context], say: Say, words: Words) -> None:
         self.token = np.concatenate([c.tokens for c in contexts]) if contexts else np.zeros(0, dtype=np.int64)
         self.value = np.concatenate([c.values for c in contexts]).astype(float) if contexts else np.zeros(0)
         self.position = (
@@ -107,7 +107,7 @@ class Table:
         self.before = np.concatenate([np.append(-1, c.tokens[:-1]) for c in contexts]) if contexts else self.token
         early = [np.concatenate([[-1, -1], c.tokens[:-2]])[: len(c.tokens)] for c in contexts]
         self.earlier = np.concatenate(early) if contexts else self.token
-        self.attributes = attribute_masks(contexts, say, lexicon)
+        self.attributes = words.masks(contexts, say)
         self.after: dict[str, np.ndarray] = {}
         borders = np.cumsum([0, *(len(c.tokens) for c in contexts)])[:-1]
         for name, mask in self.attributes.items():
@@ -128,48 +128,58 @@ class Table:
         return column == clause.key
 
 
-def attribute_masks(contexts: Sequence[Context], say: Say, lexicon: Lexicon) -> dict[str, np.ndarray]:
-    """For each attribute the tokens that belong to a word which has it, over the windows one after the other."""
-    total = sum(len(context.tokens) for context in contexts)
-    masks = {name: np.zeros(total, dtype=bool) for name in lexicon}
-    owners: dict[str, list[str]] = {}
-    for name, words in lexicon.items():
-        for word in words:
-            owners.setdefault(word, []).append(name)
-    if not owners:
+class Words:
+    """A lexicon, compiled once: finds its words in windows of tokens."""
+
+    def __init__(self, lexicon: Lexicon) -> None:
+        self.lexicon = {name: frozenset(words) for name, words in lexicon.items()}
+        self.owners: dict[str, list[str]] = {}
+        for name, words in self.lexicon.items():
+            for word in words:
+                self.owners.setdefault(word, []).append(name)
+        listed = sorted(self.owners, key=lambda word: (-len(word), word))
+        found = "|".join(map(re.escape, listed))
+        self.pattern = re.compile(rf"(?<!\w)(?:{found})(?!\w)") if listed else None
+
+    def only(self, names: Collection[str]) -> Words:
+        """Some attributes alone."""
+        return Words({name: words for name, words in self.lexicon.items() if name in names})
+
+    def masks(self, contexts: Sequence[Context], say: Say) -> dict[str, np.ndarray]:
+        """For each attribute the tokens that belong to a word which has it, over the windows one after the other."""
+        total = sum(len(context.tokens) for context in contexts)
+        masks = {name: np.zeros(total, dtype=bool) for name in self.lexicon}
+        if self.pattern is None:
+            return masks
+        done = 0
+        for context in contexts:
+            said = [say(int(token)) for token in context.tokens]
+            ends = np.cumsum([len(word) for word in said])
+            for match in self.pattern.finditer("".join(said)):
+                first = int(np.searchsorted(ends, match.start(), side="right"))
+                last = int(np.searchsorted(ends, match.end(), side="left"))
+                for name in self.owners[match[0]]:
+                    masks[name][done + first : done + last + 1] = True
+            done += len(context.tokens)
         return masks
-    listed = sorted(owners, key=lambda word: (-len(word), word))
-    pattern = re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, listed)) + r")(?!\w)")
-    done = 0
-    for context in contexts:
-        said = [say(int(token)) for token in context.tokens]
-        ends = np.cumsum([len(word) for word in said])
-        text = "".join(said)
-        for match in pattern.finditer(text):
-            first = int(np.searchsorted(ends, match.start(), side="right"))
-            last = int(np.searchsorted(ends, match.end(), side="left"))
-            for name in owners[match[0]]:
-                masks[name][done + first : done + last + 1] = True
-        done += len(context.tokens)
-    return masks
 
 
 def learn_rule(
-    contexts: Sequence[Context], *, say: Say, lexicon: Lexicon | None = None, clauses: int = CLAUSES
+    contexts: Sequence[Context], *, say: Say, lexicon: Lexicon | Words | None = None, clauses: int = CLAUSES
 ) -> Rule:
     """The rule that tells best where a feature fires.
 
     Args:
         contexts: windows with activations, some of them silent.
         say: from a token id to its text.
-        lexicon: attribute -> words.
+        lexicon: attribute -> words; as `Words` where it is used again and again.
         clauses: at most.
 
     Returns:
         A rule; without clauses where nothing tells.
     """
-    lexicon = lexicon or {}
-    table = Table(contexts, say, lexicon)
+    words = lexicon if isinstance(lexicon, Words) else Words(lexicon or {})
+    table = Table(contexts, say, words)
     fires = table.value > 0
     positives, hits, predicted = int(fires.sum()), 0, 0
     free = np.ones(len(fires), dtype=bool)
@@ -193,7 +203,8 @@ def learn_rule(
         found.append(Clause(kind, key, float(table.value[where].mean())))
         free &= ~where
         hits, predicted, best = hits + tp, predicted + n, score
-    return Rule(tuple(found), {name: lexicon[name] for name in lexicon}, say)
+    used = {clause.key for clause in found if clause.kind in ("attribute", "after attribute")}
+    return Rule(tuple(found), words.only(used), say)
 
 
 def _candidates(table: Table, fires: np.ndarray, free: np.ndarray) -> list[tuple[str, Any, int, int]]:

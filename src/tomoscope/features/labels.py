@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,7 +27,7 @@ from tomoscope.errors import DataError
 from tomoscope.features.book import Context, FeatureBook
 from tomoscope.features.coder import SparseCoder
 from tomoscope.features.label_models import LanguageModel, explanation_prompt, mend, read_label
-from tomoscope.features.label_rules import Lexicon, Say, learn_rule
+from tomoscope.features.label_rules import Lexicon, Say, Words, learn_rule
 from tomoscope.features.label_scores import LEAST, Judge, Label, detection, fuzzing, intervention, simulation
 from tomoscope.findings.control import stable_seed
 from tomoscope.findings.estimate import Estimate
@@ -63,9 +64,13 @@ class RuleExplainer:
     lexicon: Lexicon = field(default_factory=dict)
     name: str = "rules"
 
+    @cached_property
+    def _words(self) -> Words:
+        return Words(self.lexicon)
+
     def explain(self, contexts: Sequence[Context]) -> Label:
         """The rule in words."""
-        rule = learn_rule(contexts, say=self.say, lexicon=self.lexicon)
+        rule = learn_rule(contexts, say=self.say, lexicon=self._words)
         return Label(rule.text, rule)
 
 
