@@ -8,8 +8,8 @@ task is done again; the same noise in a layer that is not suspected is the contr
 How it can mislead: layers that are only used on other inputs look dead on these; noise at one layer also replaces what
 later layers read of it.
 
-Steps: probes at every site; suspects, the longest run of sites worse than the first; noise at the last suspect, and at
-the first site after it.
+Steps: probes at every site; suspects, the longest run of sites that are worse than both the first and the last one
+(what they lost is back at the end, so it did not come through them); noise at the last suspect, and at the site after.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class DeadHalf:
 
     Attributes:
         probes: at every site, in order.
-        suspects: the run of sites whose probes are worse than the first site's; empty where there is none.
+        suspects: the run of sites whose probes are worse than the first's and the last's; empty where there is none.
         plain: [item] whether the model itself is right.
         noised: [item] whether it is with noise at the last suspect; empty without suspects.
         control: [item] whether it is with noise at the first site after the suspects; empty where there is none.
@@ -54,7 +54,7 @@ class DeadHalf:
     def cost(self) -> Estimate:
         """Accuracy lost to noise in the suspects' place."""
         if not self.suspects:
-            return Estimate.unknown("no layer is worse than the first", unit="accuracy")
+            return Estimate.unknown("no layer is worse than the first and the last", unit="accuracy")
         return difference_interval(self.plain, self.noised, paired=True, seed=self.seed, unit="accuracy")
 
     @property
@@ -89,9 +89,9 @@ def dead_layers(
         subject: a classifier (logits [item, class]).
         inputs: of items that the model was not trained on.
         labels: their classes.
-        sites: in the order of depth; the first is what the others are compared with.
+        sites: in the order of depth; the first and the last are what the others are compared with.
         n_classes: number of classes.
-        margin: a suspect's held-out accuracy is lower than the first site's by more than this.
+        margin: a suspect's held-out accuracy is lower than the first's and the last's by more than this.
         strength: of the probes' regularisation.
         seed: of splits and noise.
 
@@ -103,7 +103,7 @@ def dead_layers(
     states = collect(subject, list(inputs), list(sites), at=None)
     probes = train_probes(states, labels, n_classes, concept="class", strengths=[strength], folds=2, nulls=0, seed=seed)
     accuracy = probes.right.mean(1)
-    worse = accuracy < accuracy[0] - margin
+    worse = accuracy < min(accuracy[0], accuracy[-1]) - margin
     start, length, best = 0, 0, (0, 0)
     for i, bad in enumerate(worse):
         start, length = (start, length + 1) if bad and length else (i, int(bad))

@@ -57,10 +57,21 @@ def split(
     """Rows to learn from and rows to measure on, `share` of the items in the second; whole clusters on one side."""
     if not 0 < share < 1:
         raise DataError(f"A share of {share} for the held-out items.", remedy="Give one between 0 and 1.")
-    parts = max(2, min(20, len(set(cluster_index(clusters).tolist()))))
-    fold = folds_of(clusters, parts, seed=seed, labels=labels)
-    held = fold < max(1, min(parts - 1, round(share * parts)))
-    return np.flatnonzero(~held), np.flatnonzero(held)
+    index = cluster_index(clusters)
+    n = int(index.max()) + 1
+    if n < 2:
+        raise DataError("All items are of one source.", remedy="Give items of two sources or more.")
+    kinds = np.zeros(n, dtype=int)
+    if labels is not None and labels.dtype.kind in "iub":  # of each class its share of the sources
+        kinds = np.array([np.bincount(labels[index == cluster]).argmax() for cluster in range(n)])
+    order, held = np.random.default_rng(seed).permutation(n), np.zeros(n, dtype=bool)
+    for kind in np.unique(kinds):
+        members = order[kinds[order] == kind]
+        count = round(share * len(members))
+        held[members[: max(1, min(len(members) - 1, count)) if len(members) > 1 else count]] = True
+    if held.all() or not held.any():
+        held[order[0]] = not held[order[0]]
+    return np.flatnonzero(~held[index]), np.flatnonzero(held[index])
 
 
 def null_labels(

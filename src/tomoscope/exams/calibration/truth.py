@@ -349,6 +349,12 @@ TRUTHS: dict[str, Truth] = {
         unknowable={"foretold": "whether a forecast comes true is measured on the spot; no card states it"},
     ),
     "features.structure": Truth(_structure),
+    "features.labels": Truth(
+        lambda card, options: (), kind=str,
+        unknowable=dict.fromkeys(
+            ("labels", "sorts"), "whether a label fits is measured on the spot, on texts it was not made from"
+        ),
+    ),
     "features.concepts": Truth(
         _of_concepts, unknowable={"": "which concepts are single features of a trained model nobody planted"}
     ),
