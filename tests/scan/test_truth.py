@@ -26,6 +26,7 @@ ELSEWHERE = {
     "circuits.attribution_graphs": "without transcoders it measures nothing; with them see tests/exams",
     "circuits.causal_tracing": "its numbers equal the public reference's (tests/circuits)",
     "observe.tuned_lens": "a fit is not a fact of the model; its gain is checked in tests/observe",
+    "features.labels": "rules are scored on the spot; planted sorts are confirmed (tests/exams)",
     "features.structure": "a dictionary is a fit; planted and denied in the superposition phantom (tests/exams)",
     "features.concepts": "F1 against a count by hand (tests/exams/test_dictionaries.py)",
     "circuits.patching linear": "it compares two methods, and says nothing of the model alone",
