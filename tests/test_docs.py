@@ -110,6 +110,7 @@ def test_every_command_and_option_exists(path):
         if not words:
             continue
         name = words[0] if not words[0].startswith("-") else ""
+        name = " ".join(words[:2]) if name and name not in tree and len(words) > 1 else name
         for each in name.split("|"):
             assert each in tree, f"{name_of(path)}: there is no command `{line}`"
             known = {option for parameter in tree[each].params for option in parameter.opts} | {"--help"}
