@@ -81,7 +81,8 @@ class DictionaryTraining:
         return x, (self._side_by_side(values, self.config.targets) if self.config.transcoder else x)
 
     def _side_by_side(self, values: Mapping[str, Tensor], sites: tuple[str, ...]) -> Tensor:
-        scaled = [values[site].float() * self.scale[site] for site in sites]
+        scaled = [values[site].float() for site in sites]
+        scaled = [v if self.scale[s] == 1 else v * self.scale[s] for v, s in zip(scaled, sites, strict=True)]
         return scaled[0] if len(scaled) == 1 else torch.cat(scaled, 1)
 
     def begin(self, values: Mapping[str, Tensor]) -> None:

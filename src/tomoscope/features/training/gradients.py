@@ -75,13 +75,19 @@ def compute(
     step = Step({name: torch.zeros_like(value) for name, value in parameters.named().items() if _summed(name)})
     work = _dense if dense else _sparse
     error, pulls = work(parameters, step, centred, y, pressure, guesses or [None] * len(parameters.parts))
-    step.squared = float(error.square().sum())
+    step.squared = squared(error)
     if dead and any(bool(one.any()) for one in dead):
         _auxiliary(parameters, step, centred, error, dead, pulls)
     if parameters.config.is_centred:
         part = parameters.parts[0]
         step.gradients["b_dec"] -= pulls[0] @ part.W_enc
     return step
+
+
+def squared(values: Tensor) -> float:
+    """The sum of squares, as one product."""
+    flat = values.reshape(-1)
+    return float(flat @ flat)
 
 
 def _summed(name: str) -> bool:
@@ -126,7 +132,7 @@ def _sparse(
         if config.architecture == "gated":
             via = bag(active.latent, part.W_dec, begun[index], one.pre) + parameters.b_dec
             missed = via.sub_(y)
-            step.add("auxiliary", missed.square().sum() / n)
+            step.add("auxiliary", squared(missed) / n)
             gate = pair_products(missed.mul_(2 / n), part.W_dec, active)
         extra_dec = None
         if config.penalty and config.penalty != "step":
@@ -157,7 +163,7 @@ def _residual(parameters: Parameters, step: Step, out: Tensor, x: Tensor, y: Ten
     if parameters.W_skip is not None:
         out = out + x @ parameters.W_skip.T
     error = out.sub_(y)
-    step.add("reconstruction", error.square().sum() / len(x))
+    step.add("reconstruction", squared(error) / len(x))
     upstream = error * (2 / len(x))
     if parameters.W_skip is not None:
         step.gradients["W_skip"] = upstream.T @ x
@@ -210,7 +216,7 @@ def _nested(parameters: Parameters, step: Step, x: Tensor, y: Tensor, found: Fou
     by_level = Active(key, latent, levels * n, found.active.n_latents)
     added = bag(latent, part.W_dec, starts(key, levels * n), z).view(levels, n, -1)
     errors = added.cumsum_(0).add_(parameters.b_dec - y)
-    step.add("reconstruction", errors.square().sum() / (n * levels))
+    step.add("reconstruction", squared(errors) / (n * levels))
     error = errors[-1].clone()
     # what one latent writes is in its own dictionary's reconstruction and in all wider ones
     upstream = (errors * (2 / (n * levels))).flip(0).cumsum(0).flip(0)
@@ -311,7 +317,7 @@ def _dense(
     step.entries = sum(int(fired.sum()) for fired in step.fired)
     step.thresholds = [0.0] * len(parts)
     error = torch.cat(errors)
-    step.add("reconstruction", error.square().sum() / n)
+    step.add("reconstruction", squared(error) / n)
     return error, pulls
 
 
@@ -340,7 +346,7 @@ def _auxiliary(
                 best, place = pre.topk(k, dim=1, sorted=False)
                 pre = torch.zeros_like(pre).scatter_(1, place, best)
             missed = (pre @ decoder).float() + error[first : first + DENSE_ROWS, part.write]
-            step.add("auxiliary", share * missed.square().sum() / n)
+            step.add("auxiliary", share * squared(missed) / n)
             pull = (missed * (2 * share / n)).to(low)
             d_dec += (pre.T @ pull).float()
             d_pre = (pull @ decoder.T) * (pre > 0)
