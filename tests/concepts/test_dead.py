@@ -1,4 +1,4 @@
-"""The dead half of a deep network with a skip, on scikit-learn's digits, trained in seconds."""
+"""The bypassed half of a deep network with a skip, on scikit-learn's digits, trained in seconds."""
 
 from __future__ import annotations
 
@@ -37,10 +37,9 @@ def trained(skip: int, steps: int = 150) -> tuple[object, torch.Tensor, torch.Te
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Deep(skip)
-        for layer in model.layers[:skip]:  # so small, and never trained, that nothing of the input is left of them
-            nn.init.normal_(layer[0].weight, std=0.05)
-            layer.requires_grad_(False)
-        optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+        for layer in model.layers:
+            nn.init.normal_(layer[0].weight, std=0.6 * WIDTH**-0.5)
+        optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
         for _ in range(steps):
             optimiser.zero_grad()
             nn.functional.cross_entropy(model(x[:1200]), y[:1200]).backward()
@@ -48,13 +47,15 @@ def trained(skip: int, steps: int = 150) -> tuple[object, torch.Tensor, torch.Te
     return build_subject(model.eval(), name="deep"), x[1200:], y[1200:]
 
 
-def test_the_bypassed_half_is_dead_and_noise_in_its_place_costs_nothing():
+def test_the_bypassed_half_is_suspected_and_not_called_dead_while_noise_there_still_costs():
     subject, x, y = trained(skip=SKIP)
     sites = ["first", *(f"layers.{i}" for i in range(DEPTH))]
     found = dead_layers(subject, x, y.numpy(), sites, n_classes=10)
     assert found.plain.mean() > 0.8
     assert found.suspects[-1] == f"layers.{SKIP - 1}", found.probes.right.mean(1)
-    assert found.dead(most=0.03), (found.cost, found.control_cost)
+    # trained by Adam for 150 steps, the half still carries something: noise costs, but far less than after it
     assert found.control_cost.low > 0.3
+    assert found.cost.value < found.control_cost.low
+    assert not found.dead(most=0.03)
     with pytest.raises(DataError, match="sites"):
         dead_layers(subject, x, y.numpy(), sites[:2], n_classes=10)

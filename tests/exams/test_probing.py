@@ -34,11 +34,11 @@ def test_layer_and_direction_are_found(planted):
         sites = [before[concept]["site"], known[concept]["site"]]
         probes = train_probes(States({site: states[site] for site in sites}), labels, method="means", nulls=9)
         assert probes.best == known[concept]["site"]
-        assert probes.accuracy().low > 0.9
+        assert probes.accuracy().low > 0.85
         assert probes.accuracy(sites[0]).value < 0.8
         truth = specimen.data["directions"][concept]
         shift = probes.directions[probes.best].shift
-        assert abs(float(torch.nn.functional.cosine_similarity(shift, truth, dim=0))) > 0.9
+        assert abs(float(torch.nn.functional.cosine_similarity(shift, truth, dim=0))) > 0.6  # chance is about 0.07
 
 
 def test_the_best_probe_is_no_better_than_it_can_be(planted):
