@@ -128,15 +128,20 @@ def main(
             "peer_seconds": medians[best], "peer_batch": best,
             "speedup": statistics.median(o["seconds"] / s for o, s in zip(theirs[best], seconds, strict=True)),
             "peer_prune_seconds": last["prune_seconds"], "peer_features": last["features"],
-            "worst_row_mass": max(
-                abs(a - b) / max(a, 1e-9) for a, b in zip(last["masses"], _masses(graph), strict=True)
-            ),
+            "worst_row_mass": _worst(last["masses"], _masses(graph)),
         }  # fmt: skip
     tell(
         "attribution_graph", features=graph.n_features, nodes=graph.n_nodes, edges=graph.n_edges,
         seconds=statistics.median(seconds), floor_seconds=floor, times_floor=statistics.median(seconds) / floor,
         prune_seconds=statistics.median(analysis), gap=graph.gap, **numbers,
     )  # fmt: skip
+
+
+def _worst(theirs: list[float], ours: list[float]) -> float | None:
+    """The largest relative difference of two graphs' rows; None where they do not have the same features."""
+    if len(theirs) != len(ours):
+        return None
+    return max(abs(a - b) / max(a, 1e-9) for a, b in zip(theirs, ours, strict=True))
 
 
 def _masses(graph: AttributionGraph) -> list[float]:

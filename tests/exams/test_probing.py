@@ -21,7 +21,7 @@ from tomoscope.phantoms.world.diseases import cases
 @pytest.fixture(scope="module")
 def planted():
     specimen = PHANTOMS["concepts_llama"].build(1)
-    texts = [text for text, _ in specimen.data["statements"]][:200]
+    texts = [text for text, _ in specimen.data["statements"]][:512]
     return specimen, texts, collect(specimen.subject, texts, ["embed", "layer.*.resid_mid", "layer.*.resid_post"])
 
 
@@ -30,20 +30,20 @@ def test_layer_and_direction_are_found(planted):
     known = {one.value["concept"]: one.value for one in specimen.card.of("direction") if one.holds}
     before = {one.value["concept"]: one.value for one in specimen.card.of("direction") if not one.holds}
     for concept in ("name", "colour", "parity"):
-        labels = np.array(specimen.data["labels"][concept][:200]).astype(int)
+        labels = np.array(specimen.data["labels"][concept][:512]).astype(int)
         sites = [before[concept]["site"], known[concept]["site"]]
         probes = train_probes(States({site: states[site] for site in sites}), labels, method="means", nulls=9)
         assert probes.best == known[concept]["site"]
-        assert probes.accuracy().low > 0.85
+        assert probes.accuracy().low > 0.9
         assert probes.accuracy(sites[0]).value < 0.8
         truth = specimen.data["directions"][concept]
         shift = probes.directions[probes.best].shift
-        assert abs(float(torch.nn.functional.cosine_similarity(shift, truth, dim=0))) > 0.6  # chance is about 0.07
+        assert abs(float(torch.nn.functional.cosine_similarity(shift, truth, dim=0))) > 0.9
 
 
 def test_the_best_probe_is_no_better_than_it_can_be(planted):
     specimen, _, states = planted
-    labels = np.array(specimen.data["labels"]["blurred"][:200]).astype(int)
+    labels = np.array(specimen.data["labels"]["blurred"][:512]).astype(int)
     last = [site for site in states if site.endswith("resid_post")][-1]
     probes = train_probes(States({last: states[last]}), labels, method="discriminant", nulls=9)
     accuracy = probes.accuracy()
@@ -65,7 +65,7 @@ def test_what_is_used_is_told_from_what_is_only_there(planted):
     last = f"layer.{specimen.subject.facts.n_layers - 1}.resid_post"
     effects = {}
     for concept in ("parity", "colour"):
-        labels = np.array(specimen.data["labels"][concept][:200]).astype(int)
+        labels = np.array(specimen.data["labels"][concept][:512]).astype(int)
         probes = train_probes(States({last: states[last]}), labels, method="means", nulls=0)
         effects[concept] = causal_effect(
             specimen.subject,

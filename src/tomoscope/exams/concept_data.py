@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from tomoscope.data.prompts import read_text
 from tomoscope.data.tasks import agreement, gendered_pronoun
 from tomoscope.data.tasks.words import FEMALE, MALE, NOUNS, PLACES, RELATIVE_VERBS
-from tomoscope.errors import DataError, nearest
+from tomoscope.errors import DataError, TokenizerError, nearest
 from tomoscope.phantoms.world import shipped_world, speech
 from tomoscope.phantoms.world.tasks import speaks_of_the_world
 
@@ -117,4 +118,9 @@ def concept_items(subject: Any, name: str, n: int, seed: int) -> ConceptItems | 
         raise DataError(f"There is no concept {name!r}.", remedy=nearest(name, MAKERS) or f"There are {list(MAKERS)}.")
     if name in OF_THE_WORLD and not speaks_of_the_world(subject.tokenizer):
         return f"the texts of {name} are of the micro-world, of which this model has not heard"
-    return MAKERS[name](n, seed)
+    made = MAKERS[name](n, seed)
+    try:
+        read_text(subject.tokenizer, list(made.texts), verbose=False)
+    except TokenizerError as error:
+        return error.what
+    return made
