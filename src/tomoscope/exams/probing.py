@@ -260,7 +260,10 @@ PROBES = Exam(
         "used": Rule(direction="greater", minimum=0.1),
     },
     options=ProbeOptions,
-    presets={"quick": {"n": 200, "draws": 5, "nulls": 19}, "deep": {"n": 1200, "draws": 19, "nulls": 99}},
+    presets={
+        "quick": {"n": 200, "draws": 5, "nulls": 19, "concepts": ("number", "truth")},
+        "deep": {"n": 1200, "draws": 19, "nulls": 99},
+    },
     applies=speaks_text,
     method=(
         "A logistic probe at every layer's stream, at the last token; words are split in two halves, regularisation "
