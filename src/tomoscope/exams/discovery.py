@@ -265,7 +265,7 @@ def _stable(context: Context, case: Case) -> Finding:
         found.append(greedy_edges(scores, min(circuit.graph.n_edges, circuit.how["asked"])))
     shared = stability(found).edges.numpy()
     seed = context.seed_for(f"{name} exchanged") % 2**31
-    drawn = [with_heads_exchanged(circuit, seed=seed + i) for i in range(max(99, options.draws))]
+    drawn = [with_heads_exchanged(circuit, seed=seed + i) for i in range(max(999, options.draws))]
     chance = np.array([circuit.compare(one).edges.jaccard for one in drawn])
     mine = np.array([circuit.compare(one).edges.jaccard for one in found])
     unit = "Jaccard index of edges"
