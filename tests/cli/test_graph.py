@@ -36,7 +36,7 @@ def test_a_prompt_from_the_shell(folder, tmp_path):
     assert "strongest edges into the answer" in result.output
     page = (tmp_path / "out" / "graph.html").read_text(encoding="utf-8")
     assert "<svg" in page
-    assert "default-src &#x27;none&#x27;" in page
+    assert "default-src 'none'" in page
     assert "<script" not in page
     assert json.loads((tmp_path / "out" / "trace.json").read_text())["answer"] == " Paris"
     assert (tmp_path / "out" / "graph.json").exists()

@@ -63,7 +63,7 @@ def graph(
     """
     from tomoscope.errors import DataError
     from tomoscope.exams.attribution_figures import graph_figure
-    from tomoscope.exams.attribution_run import load_transcoders, trace, why_attends
+    from tomoscope.exams.attribution_run import LocalReplacement, load_transcoders, trace, why_attends
     from tomoscope.scan.single import write_page
 
     if transcoders is None or not prompt:
@@ -78,13 +78,15 @@ def graph(
     console.print(Text.assemble(("tomoscope ", "bold"), f"opens {model or 'the embedded model'} ..."))
     subject = common.open_subject(model, device=device, dtype=dtype)
     with common.quiet_stdout():
+        frozen = LocalReplacement.of(subject, loaded, prompt)
         read = [
-            (label, why_attends(subject, loaded, prompt, layer=layer, head=head, query=query, key=key))
+            (label, why_attends(frozen, layer=layer, head=head, query=query, key=key))
             for label, (layer, head, query, key) in zip(attends or (), asked, strict=True)
         ]
         found = trace(
             subject, loaded, prompt, targets=list(target) if target else None, max_features=features, nodes=nodes,
             edges=edges, tested=tested, mode=mode, seed=seed,
+            frozen=frozen,
             progress=lambda text: console.print(Text(f"  {text}", style="dim")),
         )  # fmt: skip
         paths = []

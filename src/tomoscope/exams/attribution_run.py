@@ -18,7 +18,7 @@ Steps: local replacement model; graph; influence; interventions; a document.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ from tomoscope.findings.files import write_json
 from tomoscope.model import Subject
 from tomoscope.model.inputs import Prompts
 
-__all__ = ["Traced", "load_transcoders", "trace", "why_attends"]
+__all__ = ["LocalReplacement", "Traced", "load_transcoders", "trace", "why_attends"]
 TESTED = 8
 """Features that are taken away, and as many others."""
 
@@ -117,15 +117,12 @@ class Traced:
         return [folder / "trace.json", write_neuronpedia(self.pruned, folder, slug=slug), folder / "whole"]
 
 
-def why_attends(
-    subject: Subject, transcoders: Transcoders, prompt: Prompts, *, layer: int, head: int, query: int, key: int
-) -> QKAttribution:
+def why_attends(frozen: LocalReplacement, *, layer: int, head: int, query: int, key: int) -> QKAttribution:
     """Why a head attends from one token to another: its score as a sum over nodes of the query and of the key.
 
     Raises:
         SiteError: there is no such head, or the query does not see the key.
     """
-    frozen = LocalReplacement.of(subject, transcoders, prompt)
     return qk_attribution(frozen, layer=layer, head=head, query=query, key=key)
 
 
@@ -142,6 +139,7 @@ def trace(
     tested: int = TESTED,
     mode: str = "iterative",
     seed: int = 0,
+    frozen: LocalReplacement | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Traced:
     """The attribution graph of a prompt, and the test of it.
@@ -156,14 +154,16 @@ def trace(
         tested: how many features are taken away, and how many others.
         mode: of the interventions: "iterative", "free", or "constrained".
         seed: of the others.
+        frozen: the prompt's local replacement model, where it was made before.
         progress: called with what is done next.
 
     Raises:
         DataError: no feature is active on the prompt.
     """
     said = progress or (lambda text: None)
-    said("freezing the model on this prompt")
-    frozen = LocalReplacement.of(subject, transcoders, prompt)
+    if frozen is None:
+        said("freezing the model on this prompt")
+        frozen = LocalReplacement.of(subject, transcoders, prompt)
     said(f"attributing {frozen.n_active:,} active features")
     graph = attribution_graph(
         subject, transcoders, prompt, targets=targets, max_features=max_features, replacement=frozen
@@ -179,7 +179,14 @@ def trace(
     drawn = np.random.default_rng(seed).permutation(len(rest))[: len(chosen)]
     others = [rest[i] for i in drawn]
     said(f"taking away {len(chosen)} features, and {len(others)} others")
-    single = check_interventions(graph, frozen, [suppress(graph, [n]) for n in (*chosen, *others)], mode=mode)
-    sets = [suppress(graph, group) for group in (chosen, others) if group]
-    both = check_interventions(graph, frozen, sets, mode=mode)
+    singles = [[number] for number in (*chosen, *others)]
+    groups = [group for group in (chosen, others) if group]
+    check = check_interventions(graph, frozen, [suppress(graph, some) for some in (*singles, *groups)], mode=mode)
+    single, both = (_sets(check, some) for some in (slice(len(singles)), slice(len(singles), None)))
     return Traced(graph, pruned, scores(graph), tuple(chosen), tuple(others), single, both)
+
+
+def _sets(check: InterventionCheck, some: slice) -> InterventionCheck:
+    """Some of the sets of a check."""
+    parts = {name: getattr(check, name)[some] for name in ("predicted", "actual", "compared")}
+    return replace(check, **parts)

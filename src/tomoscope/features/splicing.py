@@ -79,26 +79,29 @@ def downstream_measures(
     """
     table: list[np.ndarray] = []
     for batch in batches(subject, prompts, batch_size):
-        acts = subject.read(batch, *dict.fromkeys((reads, writes)))
-        own = acts[writes]
+        # the clean run gives the sites and the predictions to compare with
+        clean = subject.run(batch, read=tuple(dict.fromkeys((reads, writes))))
+        acts, own = clean.activations, clean.activations[writes]
         made = reconstructed(coder, acts[reads]).reshape(own.shape)
         ablated = {"zero": torch.zeros_like(own), "mean": mean.to(own).reshape(own.shape[2:]).expand_as(own).clone()}
         if skip_first:
             rows = torch.arange(len(batch))
             for value in (made, *ablated.values()):
                 value[rows, batch.pads] = own[rows, batch.pads].to(value)
-        table.append(_compared(subject, batch, writes, {"spliced": made, **ablated}))
+        table.append(_compared(subject, batch, clean.logits, writes, {"spliced": made, **ablated}))
     sums = dict(zip(NAMES, np.concatenate(table).T, strict=True))
     return _estimates(sums, seed)
 
 
-def _compared(subject: Subject, batch: Batch, site: str, values: dict[str, Tensor]) -> Float[np.ndarray, "prompt sum"]:
+def _compared(
+    subject: Subject, batch: Batch, logits: Tensor, site: str, values: dict[str, Tensor]
+) -> Float[np.ndarray, "prompt sum"]:
     """Sums over each prompt's predictions, in the order of NAMES."""
     assert batch.input_ids is not None
     mask = batch.mask.to(subject.device)
     known = (mask[:, :-1] & mask[:, 1:]).double()
     target = batch.input_ids[:, 1:, None].to(subject.device)
-    clean = subject.run(batch).logits[:, :-1].float().log_softmax(-1)
+    clean = logits[:, :-1].float().log_softmax(-1)
     p = clean.exp()
     out = {"n": known.sum(-1), "clean": (-clean.gather(-1, target)[..., 0].double() * known).sum(-1)}
     for name, value in values.items():

@@ -11,6 +11,7 @@ contribution to the stream.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -27,7 +28,7 @@ WRITES = ("mlp.out",)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Transcoders:
+class Transcoders(ABC):
     """What an attribution graph asks of its dictionaries. Made as `TranscoderSet` or `CrossLayerTranscoder`.
 
     Attributes:
@@ -40,24 +41,24 @@ class Transcoders:
     writes: str = "mlp.out"
     scan: str = ""
 
+    @abstractmethod
     def coder(self, layer: int) -> SparseCoder:
         """The encoder of a layer with its decoder into the same layer."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def n_layers(self) -> int:
         """Layers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def targets(self, layer: int) -> range:
         """Layers whose MLP output the features of this layer write to."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decoder_rows(
         self, layer: int, features: Int[Tensor, " row"], to: int, like: Tensor
     ) -> Float[Tensor, "row d_model"]:
         """What one unit of some features of `layer` writes to the MLP output of layer `to`."""
-        raise NotImplementedError
 
     def sparse(self, layer: int, x: Float[Tensor, "sample d_model"]) -> Codes:
         """The codes of a layer that are not zero."""

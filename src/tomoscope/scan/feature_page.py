@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tomoscope.scan.markup import element, escape, token_text, visible
+from tomoscope.scan.page import document
 
 SHADES = 10
 STYLE = """
@@ -19,7 +20,6 @@ td,th{padding:.1rem .8rem .1rem 0;text-align:left;vertical-align:top}
 .text{font:13px/1.7 ui-monospace,monospace;white-space:pre-wrap;margin:.4rem 0;
 overflow-wrap:anywhere}.peak{text-decoration:underline}.dim{color:#666}svg{background:#f6f6f4}rect{fill:#b5532a}
 """ + "".join(f".a{i}{{background:color-mix(in srgb,#e8742c {i * 100 // SHADES}%,#fff)}}" for i in range(1, SHADES + 1))
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def feature_page(card: Mapping[str, Any]) -> str:
@@ -40,12 +40,7 @@ def feature_page(card: Mapping[str, Any]) -> str:
     for name, some in card["contexts"].items():
         head = "Strongest texts" if name == "top" else f"Texts from part {int(name) + 1} of its range"
         parts.append(_section(head, "".join(_context(one, top) for one in some)))
-    head = (
-        '<meta charset="utf-8">'
-        + element("meta", http_equiv="Content-Security-Policy", content=POLICY).removesuffix("</meta>")
-        + element("title", escape(title)) + element("style", STYLE)
-    )  # fmt: skip
-    return "<!doctype html>\n" + element("html", element("head", head) + element("body", "".join(parts)), lang="en")
+    return document(title, "".join(parts), style=STYLE)
 
 
 def _where(card: Mapping[str, Any]) -> str:

@@ -9,9 +9,6 @@ Steps: the header (what, when, how), the findings by verdict, a section per exam
 
 from __future__ import annotations
 
-import base64
-import hashlib
-from importlib import resources
 from pathlib import Path
 
 from tomoscope.findings.estimate import format_number
@@ -24,6 +21,7 @@ from tomoscope.scan.articles import badge, by_cause, exam_section, quiet_line
 from tomoscope.scan.charts import css_name, glance
 from tomoscope.scan.colour import style_sheet
 from tomoscope.scan.markup import anchor, duration, element, escape
+from tomoscope.scan.page import asset, document
 
 VERDICTS = ("confirmed", "refuted", "inconclusive", "not measured")
 
@@ -43,11 +41,6 @@ def render_report(ledger: Ledger) -> str:
     exams = ledger.exams()
     findings = ledger.findings()
     by_exam = {name: [finding for finding in findings if finding.exam == name] for name in exams}
-    script, style = _asset("page.js"), _asset("page.css") + style_sheet()
-    policy = (
-        f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
     title = f"{_short_name(ledger.manifest)} · tomoscope"
     sections = "".join(exam_section(ledger, exams[name], by_exam[name]) for name in exams)
     body = (
@@ -57,23 +50,7 @@ def render_report(ledger: Ledger) -> str:
             "main", _header(ledger.manifest, exams, findings) + _summary(findings, exams) + sections + appendix(ledger)
         )
     )
-    head = (
-        '<meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark"><meta name="referrer" content="no-referrer">'
-        f"<title>{escape(title)}</title><style>{style}</style>"
-    )
-    page = f'<html lang="en"><head>{head}</head><body>{body}<script>{script}</script></body></html>'
-    return f"<!doctype html>\n{page}\n"
-
-
-def _asset(name: str) -> str:
-    return (resources.files("tomoscope.scan") / name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return document(title, body, style=asset("page.css") + style_sheet(), script=asset("page.js"))
 
 
 def _short_name(manifest: Manifest) -> str:

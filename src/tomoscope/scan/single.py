@@ -6,10 +6,7 @@ the words beside it (`notes`) must.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 
 from tomoscope.findings.figures import Figure
@@ -18,6 +15,7 @@ from tomoscope.findings.finding import FigureRef
 from tomoscope.scan.colour import style_sheet
 from tomoscope.scan.figures import draw
 from tomoscope.scan.markup import element, escape
+from tomoscope.scan.page import asset, document
 
 ALONE = "body { display: block; } main { max-width: 96rem; margin: 0 auto; padding: 3rem 1.5rem; }"
 """A page without the report's table of contents beside it."""
@@ -32,20 +30,10 @@ def write_page(path: str | Path, title: str, figures: Sequence[Figure], *, notes
         figures: drawn one below the other; tables and texts too.
         notes: lines above them.
     """
-    style = (resources.files("tomoscope.scan") / "page.css").read_text(encoding="utf-8") + style_sheet() + ALONE
-    hashed = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{hashed}'; base-uri 'none'; form-action 'none'"
     drawn = "".join(_drawn(figure, place) for place, figure in enumerate(figures))
     said = "".join(element("p", escape(note)) for note in notes)
-    head = (
-        '<meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark"><meta name="referrer" content="no-referrer">'
-        f"<title>{escape(title)} · tomoscope</title><style>{style}</style>"
-    )
     body = element("main", element("h1", escape(title)) + said + drawn)
-    page = f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{body}</body></html>\n'
+    page = document(f"{title} · tomoscope", body, style=asset("page.css") + style_sheet() + ALONE)
     write_bytes(Path(path), page.encode("utf-8", "replace"))
     return Path(path)
 
