@@ -256,7 +256,10 @@ LABELS = Exam(
     options=LabelOptions,
     presets={"quick": {"texts": 150, "features": 16}, "deep": {"texts": 2000, "features": 128}},
     applies=speaks_text,
-    method="Rules over tokens are learned from texts with activations and scored on other texts.",
+    method=(
+        "Rules over tokens are learned from texts with activations and scored on other texts. Features of untrained "
+        "weights have labels that hold as well, so only labels that are true of the world say that something was learned."
+    ),
     cost=2.0,
 )
 """The exam of labels."""
