@@ -258,7 +258,7 @@ LABELS = Exam(
     applies=speaks_text,
     method=(
         "Rules over tokens are learned from texts with activations and scored on other texts. Features of untrained "
-        "weights have labels that hold as well, so only labels that are true of the world say that something was learned."
+        "weights have labels that hold as well: only labels that are true of the world say that something was learned."
     ),
     cost=2.0,
 )
