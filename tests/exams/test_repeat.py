@@ -65,7 +65,7 @@ def test_a_task_is_made_and_scored_once_a_scan(monkeypatch):
         shared: dict = {}
         for name in ("observe.abilities", "observe.direct_attribution", "observe.token_attribution"):
             run(name, shared if shared_by_all else {})
-        return sum(n == GATE for n in calls)
+        return sum(n in (GATE, GATE // 2) for n in calls)
 
     # two tasks, a clean and a corrupted run each: once in a scan, three times where nothing is shared
     assert (tasks_scored(True), tasks_scored(False)) == (4, 12)
@@ -73,7 +73,7 @@ def test_a_task_is_made_and_scored_once_a_scan(monkeypatch):
 
 def test_a_part_of_a_task_is_its_first_pairs_judged_on_all():
     context = Context(trained_subject(), EXAMS["circuits.patching"])
-    whole, part = ready(context, "facts", GATE), able(context, "facts", 10)
+    whole, part = ready(context, "facts", GATE // 2), able(context, "facts", 10)
     assert list(part.raw) == list(whole.raw)[:10]
     assert len(part.pairs) == len(part.scores) == 10
     assert part.accuracy == whole.accuracy

@@ -220,13 +220,13 @@ def continuation(tokenizer: Any, prompt: Prompt | str, answer: str) -> tuple[int
 def _continuations(
     tokenizer: Any, prompt: Prompt, answers: Sequence[str], known: dict[tuple[str, str], tuple[int, ...]]
 ) -> tuple[tuple[int, ...], ...]:
-    found = []
     # the tokens of a continuation depend on the last words only: encode those, once for each different end
     tail = prompt.text[-80:]
-    for answer in answers:
-        if (tail, answer) not in known:
-            before = tokenizer(tail, add_special_tokens=False)["input_ids"]
-            after = tokenizer(tail + answer, add_special_tokens=False)["input_ids"]
+    lacking = [answer for answer in dict.fromkeys(answers) if (tail, answer) not in known]
+    if lacking:
+        texts = [tail, *(tail + answer for answer in lacking)]
+        before, *afters = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        for answer, after in zip(lacking, afters, strict=True):
             if after[: len(before)] != before or len(after) == len(before):
                 one, other = (tokenizer.convert_ids_to_tokens(ids)[-3:] for ids in (before, after))
                 raise AlignmentError(
@@ -234,8 +234,7 @@ def _continuations(
                     remedy="Begin the answer with the space that separates it, and end the prompt without one.",
                 )
             known[tail, answer] = tuple(after[len(before) :])
-        found.append(known[tail, answer])
-    return tuple(found)
+    return tuple(known[tail, answer] for answer in answers)
 
 
 def _misaligned(

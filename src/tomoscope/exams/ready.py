@@ -59,8 +59,11 @@ STAYS_RIGHT = ("greater_than", "world_opinions")
 CORRUPTIONS = {"ioi": "flip"}
 """Where a task's default is not what exams use: three other names (abc) would let a patch carry the names themselves
 in, and a name alone moves the score by twice the gap; the flip changes the second subject only, and what it decides."""
-GATE = 128
-"""Pairs on which it is judged whether a subject does a task, whatever number an exam then uses."""
+GATE = 256
+"""Pairs on which it is judged whether a subject does a task, whatever number an exam then uses. Half of greater-than's
+prompts say nothing (the answers of a later start are right after an earlier one too), so that 128 are too few to tell a
+model that compares weakly from one that prefers late years."""
+FEWEST = 16
 GATE_ALPHA = 0.001
 """Stricter than a claim's level: of eight tasks, an untrained model passes one in less than 1 % of scans."""
 UNABLE = (SiteError, DataError, AlignmentError, PromptError, TokenizerError)
@@ -214,12 +217,22 @@ def ready(context: Context, name: str, n: int) -> Ready | str:
     return context.shared[key]
 
 
+def most(context: Context, name: str, n: int) -> Ready | str:
+    """A task of n pairs, or of half as many and so on, where a small vocabulary makes fewer different prompts."""
+    made = ready(context, name, n)
+    while isinstance(made, str) and n // 2 >= FEWEST:
+        n //= 2
+        smaller = ready(context, name, n)
+        made = made if isinstance(smaller, str) else smaller
+    return made
+
+
 def able(context: Context, name: str, n: int) -> Ready | str:
     """The first n pairs of a task that the subject does, or why there are none: judged on `GATE` pairs or more."""
     key = ("able", name, n, context.scan_seed)
     if key not in context.shared:
-        whole = ready(context, name, max(n, GATE))
-        if isinstance(whole, str):  # a small vocabulary may make fewer different prompts
+        whole = most(context, name, max(n, GATE))
+        if isinstance(whole, str) or len(whole.raw) < n:
             whole = ready(context, name, n)
         part = whole if isinstance(whole, str) else whole.why_not or whole.subset(context.subject, n)
         context.shared[key] = part
