@@ -2,7 +2,7 @@
 
 Environment: `pip install torch==2.13.0 sae-lens==6.54.12`, then `pip install --no-deps eai-sparsify==1.3.3 natsort
 schedulefree simple-parsing docstring-parser`. SAELens runs in its best mode on a CPU (autocast to bfloat16), sparsify
-with Adam; both at a constant rate on the rows of benchmarks/dictionary_training.py.
+with Adam; both at a constant rate.
 
     python dictionaries.py saelens --steps 12
 """
@@ -24,7 +24,7 @@ D, F, K, B = 512, 8192, 32, 4096
 
 
 class Planted:
-    """The rows of dictionary_training.py; the model is seeded apart, or it would begin at the answer."""
+    """Sparse sums of planted directions; the model is seeded apart, or it would begin at the answer."""
 
     def __init__(self) -> None:
         self.directions = normalize(torch.randn(2 * D, D, generator=torch.Generator().manual_seed(12345)), dim=-1)
