@@ -11,6 +11,7 @@ from tests.zoo import ZOO
 from tomoscope.concepts import Direction, collect
 from tomoscope.concepts.answers import calibrated, completion_log_probs, log_odds
 from tomoscope.concepts.states import token_states
+from tomoscope.concepts import use
 from tomoscope.concepts.use import causal_effect
 from tomoscope.errors import PromptError
 from tomoscope.model import add, build_subject
@@ -85,3 +86,26 @@ def test_causal_effect_is_the_edits_own(subject):
     assert found.random_added.shape == (4, 3)
     assert 0 < found.p_value() <= 1
     assert found.removal.value == pytest.approx(np.abs(found.erased - plain).mean(), abs=1e-6)
+    short = causal_effect(subject, TEXTS, lambda logits: logits[:, 5], direction, draws=4, removal=False)
+    assert not len(short.erased)
+    np.testing.assert_array_equal(short.added, found.added)
+
+
+def test_runs_from_a_block_on_are_the_models_own(subject, monkeypatch):
+    generator = torch.Generator().manual_seed(1)
+    for site in ("layer.0.resid_post", "layer.1.resid_post"):
+        direction = Direction("some", site, torch.randn(subject.facts.d_model, generator=generator))
+        above = use._Above(subject, subject.tokens(TEXTS), site)
+        assert above.layer == int(site[6])
+        for edits in ([], [direction.write(2.0, at="last")], [direction.erase(at="last")]):
+            torch.testing.assert_close(
+                above.last_logits(edits), subject.last_logits(TEXTS, edits=edits), rtol=1e-4, atol=1e-5
+            )
+    assert use._Above(subject, subject.tokens(TEXTS), "layer.0.mlp.out").layer is None
+
+    def refuses(*_):
+        raise TypeError("a block that hands on more than the stream")
+
+    monkeypatch.setattr(use, "bypassing", refuses)
+    above = use._Above(subject, subject.tokens(TEXTS), "layer.0.resid_post")
+    torch.testing.assert_close(above.last_logits([]), subject.last_logits(TEXTS))

@@ -24,6 +24,19 @@ def test_a_division_solves_what_a_solve_does(n, width):
     )
 
 
+def test_the_slow_way_is_the_same(monkeypatch):
+    x = planted(60, 9)[0].double()
+    quick = Principal.of(x)
+
+    def fails(_):
+        raise torch.linalg.LinAlgError("too many repeated eigenvalues")
+
+    monkeypatch.setattr(torch.linalg, "eigh", fails)
+    slow = Principal.of(x)
+    torch.testing.assert_close(slow.squares, quick.squares)
+    torch.testing.assert_close(slow.coordinates.abs(), quick.coordinates.abs())
+
+
 def test_axes_without_variance_are_left_out():
     x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)) @ torch.ones(3, 6)
     items = Principal.of(x)

@@ -46,7 +46,7 @@ class Principal:
         if len(x) < x.shape[1]:  # nothing is learned outside the span of the items
             basis, flat = torch.linalg.qr(centred.T)
             centred = flat.T
-        values, vectors = torch.linalg.eigh(centred.T @ centred)
+        values, vectors = _eigen(centred.T @ centred)
         floor = len(values) * torch.finfo(x.dtype).eps * values[-1].clamp(min=1e-20)
         squares = torch.where(values > floor, values, torch.zeros_like(values))
         return cls(centred @ vectors, squares, vectors if basis is None else basis @ vectors, mean)
@@ -65,3 +65,14 @@ class Principal:
     def back(self, weight: Float[Tensor, "... axis output"]) -> Float[Tensor, "... width output"]:
         """A reader of the coordinates as one of the items themselves."""
         return self.axes @ weight
+
+
+def _eigen(gram: Float[Tensor, "axis axis"]) -> tuple[Tensor, Tensor]:
+    """Ascending eigenvalues and eigenvectors; slowly where the quick way does not converge (many equal values)."""
+    try:
+        return torch.linalg.eigh(gram)
+    except torch.linalg.LinAlgError:
+        from scipy.linalg import eigh
+
+        values, vectors = eigh(gram.double().numpy(), driver="ev")
+        return torch.from_numpy(values).to(gram), torch.from_numpy(vectors).to(gram)
