@@ -25,6 +25,7 @@ from pydantic import ValidationError
 
 from tomoscope.errors import LedgerError, ProtocolError, nearest
 from tomoscope.exams.attribution_graphs import transcoders_as
+from tomoscope.exams.dead_layers import labelled_as
 from tomoscope.exams.calibration.memory import Memory
 from tomoscope.exams.calibration.sources import (
     OWN_TASKS,
@@ -240,7 +241,11 @@ def _examine(
         yield Line(case=case.key, exam="", status="failed", error=_told(error))
         return
     mark, shared = fingerprint(specimen, case.key), {}
-    with tasks_as(specimen.data.get(OWN_TASKS, {})) as new, transcoders_as(specimen.data.get("transcoders")):
+    with (
+        tasks_as(specimen.data.get(OWN_TASKS, {})) as new,
+        transcoders_as(specimen.data.get("transcoders")),
+        labelled_as(specimen.data.get("labelled")),
+    ):
         for exam, options in steps:
             watcher.working(case, exam.name)
             asked = options
