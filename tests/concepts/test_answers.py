@@ -8,10 +8,9 @@ import torch
 
 from tests.exams.world import whole_words
 from tests.zoo import ZOO
-from tomoscope.concepts import Direction, collect
+from tomoscope.concepts import Direction, collect, use
 from tomoscope.concepts.answers import calibrated, completion_log_probs, log_odds
 from tomoscope.concepts.states import token_states
-from tomoscope.concepts import use
 from tomoscope.concepts.use import causal_effect
 from tomoscope.errors import PromptError
 from tomoscope.model import add, build_subject

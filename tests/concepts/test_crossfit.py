@@ -17,7 +17,7 @@ from tomoscope.concepts.principal import Principal
     ("logistic", 2), ("logistic", 3), ("ridge", 2), ("ridge", 3), ("ridge", 0), ("means", 2), ("discriminant", 3),
 ])  # fmt: skip
 def test_as_one_fit_a_fold(n, width, method, classes):
-    x, y, concept = planted(n, max(width, 5), classes=max(classes, 2))
+    x, y, _ = planted(n, max(width, 5), classes=max(classes, 2))
     x = x.double()[:, :width]
     labels = x @ torch.randn(width, dtype=x.dtype) if classes == 0 else torch.tensor(y)
     fold = torch.as_tensor(np.random.default_rng(0).permutation(np.arange(n) % 4))

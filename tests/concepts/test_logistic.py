@@ -1,4 +1,4 @@
-"""Newton with conjugate gradients: the same minimum as scikit-learn's for folds, labellings and penalties in one batch."""
+"""Newton with conjugate gradients: scikit-learn's minimum for folds, labellings and penalties in one batch."""
 
 from __future__ import annotations
 

@@ -14,11 +14,13 @@ from tomoscope.concepts.controls import description_length, distractors, selecti
 from tomoscope.concepts.dead import DeadHalf, dead_layers
 from tomoscope.concepts.direction import Direction, affine, load_direction
 from tomoscope.concepts.erasure import Eraser, Moments, cross_covariance, equalise, inlp, one_hot, remaining
+from tomoscope.concepts.judgement import Judgements, judgements
 from tomoscope.concepts.linear import Linear, fit
 from tomoscope.concepts.probes import Probes, train_probes
 from tomoscope.concepts.similarity import cka, mutual_neighbours, permutation_null, procrustes, svcca
 from tomoscope.concepts.special import attention_pooled, few_shot, sparse_probe
 from tomoscope.concepts.states import States, collect, token_states
+from tomoscope.concepts.truth import TruthDirections, truth_directions
 from tomoscope.concepts.use import CausalEffect, causal_effect
 
 __all__ = [
@@ -29,11 +31,13 @@ __all__ = [
     "DeadHalf",
     "Direction",
     "Eraser",
+    "Judgements",
     "Linear",
     "Moments",
     "Pairs",
     "Probes",
     "States",
+    "TruthDirections",
     "affine",
     "attention_pooled",
     "beliefs",
@@ -52,6 +56,7 @@ __all__ = [
     "few_shot",
     "fit",
     "inlp",
+    "judgements",
     "lat",
     "load_direction",
     "mutual_neighbours",
@@ -68,5 +73,6 @@ __all__ = [
     "train_probes",
     "transfer",
     "truth_direction",
+    "truth_directions",
     "vinc",
 ]

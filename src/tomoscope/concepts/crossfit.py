@@ -5,7 +5,7 @@
 
 Each item is scored by a reader that learned from the other folds alone.
 
-- logistic: folds x strengths are problems of one batch on the same items, an item of the held-out fold weighing nothing.
+- logistic: folds x strengths are problems of one batch on the same items, a held-out item weighing nothing.
 - ridge: the whole data's fit, from which a fold is taken out in closed form: the held-out errors are
   (1 - H)^-1 (errors of the whole fit), with H the block of the hat matrix (Cook 1977); exactly what a fit without the
   fold gives.
@@ -71,7 +71,9 @@ def crossfit(
         inside = (fold[:, None] != folds).to(x)  # [item, fold]
         share = (inside / inside.sum(0)).repeat(1, which)
         target = shares(labels[None], n_classes, x).expand(-1, share.shape[1], -1)
-        weight, bias, _, _ = logistic(items, target, strengths.repeat_interleave(len(folds)), share, tolerance=tolerance)
+        weight, bias, _, _ = logistic(
+            items, target, strengths.repeat_interleave(len(folds)), share, tolerance=tolerance
+        )
         scores = torch.einsum("ia,pao->ipo", x, weight) + bias
         mine = (1 - inside)[:, None, :, None]  # the one fold that an item is held out of
         scores = (scores.unflatten(1, (which, len(folds))) * mine).sum(2).transpose(0, 1)

@@ -131,8 +131,7 @@ def dead_layers(
 
 
 def shortfall(accuracy: Float[np.ndarray, " site"]) -> Float[np.ndarray, " site"]:
-    """By how much each site is worse than the best before it and the best after it (the lesser of the two); 0 at ends.
-    """
+    """By how much each site is worse than the best before and the best after it (the lesser of the two); 0 at ends."""
     before, after = np.maximum.accumulate(accuracy), np.maximum.accumulate(accuracy[::-1])[::-1]
     out = np.zeros(len(accuracy))
     out[1:-1] = np.minimum(before[:-2], after[2:]) - accuracy[1:-1]

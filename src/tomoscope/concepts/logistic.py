@@ -135,10 +135,8 @@ class _Batch:
         wide = self.by_column(length)
         return going, going & (length == 0), theta + wide * move, bias + wide * turn
 
-    def along(
-        self, z: Tensor, change: Tensor, theta: Tensor, move: Tensor, downhill: Tensor, going: Tensor
-    ) -> Tensor:
-        """[problem] how far to go: doubled while that helps (far from the minimum Newton's step is short), or halved."""
+    def along(self, z: Tensor, change: Tensor, theta: Tensor, move: Tensor, downhill: Tensor, going: Tensor) -> Tensor:
+        """[problem] how far to go: doubled while that helps (far off, Newton's step is short), or halved."""
         parts = [self.by_problem((a * b).sum(0)) for a, b in ((theta, theta), (theta, move), (move, move))]
         downhill = self.by_problem(downhill)
 

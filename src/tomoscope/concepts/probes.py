@@ -335,8 +335,9 @@ def _site(
     strength = path[chosen]
     start = None
     if folds.mean is not None:  # near for the concept, and nothing for labels that mean nothing
-        start = tuple(torch.cat([part[chosen][None], part.new_zeros(len(rows) - 1, *part.shape[1:])])
-                      for part in folds.mean)  # fmt: skip
+        weight, bias = (torch.cat([part[chosen][None], part.new_zeros(len(rows) - 1, *part.shape[1:])])
+                        for part in folds.mean)  # fmt: skip
+        start = weight, bias
     whole = fit(
         x, rows[:, train], n_classes, method=method, strengths=strength.expand(len(rows)), items=items, start=start
     )

@@ -115,8 +115,8 @@ def _claim(context: Context, given: tuple[Tensor, Tensor] | None) -> Finding:
         )  # fmt: skip
     cost, control = found.cost, found.control_cost
     said = (
-        f"Layers {found.suspects[0]} to {found.suspects[-1]} are dead: their probes fall short of what comes before and "
-        f"after, and noise at the last of them costs {percent(float(cost.value or 0))} of accuracy."
+        f"Layers {found.suspects[0]} to {found.suspects[-1]} are dead: their probes fall short of what comes "
+        f"before and after, and noise at the last of them costs {percent(float(cost.value or 0))} of accuracy."
         if found.suspects
         else f"A run of layers is dead: none is suspected; noise at {found.noised_at} costs "
         f"{percent(float(cost.value or 0))} of accuracy."
@@ -170,7 +170,9 @@ DEAD = Exam(
     question="Is a part of this deep classifier passed by, so that noise could stand in its place?",
     run=run,
     rule=Rule(
-        direction="less", reference=0.1, alpha=None,
+        direction="less",
+        reference=0.1,
+        alpha=None,
         note="The reference is a tenth of what the same noise costs one layer later.",
     ),
     options=DeadOptions,

@@ -223,7 +223,8 @@ def _used(context: Context, one: Probed, key: str) -> Finding:
     texts = [items.texts[i] for i in probes.test]
     effect = causal_effect(
         subject, texts, lambda logits: logits[:, high] - logits[:, low], probes.directions[probes.best],
-        draws=context.options.draws, removal=False, clusters=probes.clusters.tolist(), seed=context.seed_for(key) % 2**31,
+        draws=context.options.draws, removal=False, clusters=probes.clusters.tolist(),
+        seed=context.seed_for(key) % 2**31,
     )  # fmt: skip
     strongest = int(effect.random_steerings.argmax())
     other = effect.random_added[strongest]

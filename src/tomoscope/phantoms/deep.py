@@ -59,9 +59,11 @@ def trained(seed: int, *, skip: int) -> tuple[Deep, Tensor, Tensor]:
         torch.manual_seed(seed)
         net = Deep(skip)
         if skip < 0:
-            for layer in net.layers:
-                nn.init.orthogonal_(layer[0].weight, gain=nn.init.calculate_gain("leaky_relu", SLOPE))
-                nn.init.zeros_(layer[0].bias)
+            for name, parameter in net.layers.named_parameters():
+                if name.endswith("weight"):
+                    nn.init.orthogonal_(parameter, gain=nn.init.calculate_gain("leaky_relu", SLOPE))
+                else:
+                    nn.init.zeros_(parameter)
     optimiser = torch.optim.Adam(net.parameters(), lr=RATE)
     generator = torch.Generator().manual_seed(seed)
     for step in range(STEPS):

@@ -25,7 +25,6 @@ from pydantic import ValidationError
 
 from tomoscope.errors import LedgerError, ProtocolError, nearest
 from tomoscope.exams.attribution_graphs import transcoders_as
-from tomoscope.exams.dead_layers import labelled_as
 from tomoscope.exams.calibration.memory import Memory
 from tomoscope.exams.calibration.sources import (
     OWN_TASKS,
@@ -37,6 +36,7 @@ from tomoscope.exams.calibration.sources import (
     tasks_as,
 )
 from tomoscope.exams.calibration.truth import Expected, truth_of
+from tomoscope.exams.dead_layers import labelled_as
 from tomoscope.exams.exam import Context, Exam, Options
 from tomoscope.exams.registry import EXAMS
 from tomoscope.findings.calibration import Calibration, CalibrationTable
