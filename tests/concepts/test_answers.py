@@ -94,17 +94,17 @@ def test_runs_from_a_block_on_are_the_models_own(subject, monkeypatch):
     generator = torch.Generator().manual_seed(1)
     for site in ("layer.0.resid_post", "layer.1.resid_post"):
         direction = Direction("some", site, torch.randn(subject.facts.d_model, generator=generator))
-        above = use._Above(subject, subject.tokens(TEXTS), site)
+        above = use.RunsFrom(subject, subject.tokens(TEXTS), site)
         assert above.layer == int(site[6])
         for edits in ([], [direction.write(2.0, at="last")], [direction.erase(at="last")]):
             torch.testing.assert_close(
                 above.last_logits(edits), subject.last_logits(TEXTS, edits=edits), rtol=1e-4, atol=1e-5
             )
-    assert use._Above(subject, subject.tokens(TEXTS), "layer.0.mlp.out").layer is None
+    assert use.RunsFrom(subject, subject.tokens(TEXTS), "layer.0.mlp.out").layer is None
 
     def refuses(*_):
         raise TypeError("a block that hands on more than the stream")
 
     monkeypatch.setattr(use, "bypassing", refuses)
-    above = use._Above(subject, subject.tokens(TEXTS), "layer.0.resid_post")
+    above = use.RunsFrom(subject, subject.tokens(TEXTS), "layer.0.resid_post")
     torch.testing.assert_close(above.last_logits([]), subject.last_logits(TEXTS))

@@ -126,15 +126,8 @@ def causal_effect(
     shift, mean = direction.shift, direction.mean
     assert shift is not None
     assert mean is not None
-    centred = (there - there.mean(0)).double()
-    reads = direction.vector.double() @ shift.double()
-    if abs(float(reads)) > 1e-12:
-        centred = centred - (centred @ direction.vector.double() / reads)[:, None] * shift.double()
-    covariance = (centred.T @ centred / max(1, len(centred) - 1)).numpy()
-    drawn = torch.from_numpy(
-        random_directions(shift.double().numpy(), n=draws, seed=seed, covariance=covariance)
-    ).float()
-    above = _Above(subject, batch, direction.site)
+    drawn = beside(direction, there, draws, seed=seed)
+    above = RunsFrom(subject, batch, direction.site)
 
     def run(edits: list[Any]) -> np.ndarray:
         return metric(above.last_logits(edits).float().cpu()).double().numpy()
@@ -153,7 +146,23 @@ def causal_effect(
     return CausalEffect(plain, erased, swing(shift), random_erased, random_added, clusters, seed)
 
 
-class _Above:
+def beside(
+    direction: Direction, x: Float[Tensor, "item width"], draws: int, *, seed: int
+) -> Float[Tensor, "draw width"]:
+    """Random directions of the shift's norm, drawn with the covariance of items once the concept is taken out of them.
+
+    The direction's own vector does not read them.
+    """
+    assert direction.shift is not None
+    centred, shift, vector = (x - x.mean(0)).double(), direction.shift.double(), direction.vector.double()
+    reads = vector @ shift
+    if abs(float(reads)) > 1e-12:
+        centred = centred - (centred @ vector / reads)[:, None] * shift
+    covariance = (centred.T @ centred / max(1, len(centred) - 1)).numpy()
+    return torch.from_numpy(random_directions(shift.numpy(), n=draws, seed=seed, covariance=covariance)).float()
+
+
+class RunsFrom:
     """Many runs with edits of one block's output: the blocks up to it are run once.
 
     They are bypassed, and their stream given, where that gives the model's own logits; else every run is whole.
