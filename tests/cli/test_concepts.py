@@ -84,6 +84,7 @@ def test_truth(tmp_path):
     document = json.loads(call(*words, "--json", "--out", tmp_path / "truth").stdout)
     first = document["templates"][0]
     assert first["zero-shot"]["value"] > 0.7
+    assert first["contextually calibrated zero-shot"]["n"] == first["zero-shot"]["n"]
     assert set(first["methods"]) == {"CCS paper", "CCS reference", "CCS elk", "CRC-TPC", "LAT"}
     for got in first["methods"].values():
         assert got["folded accuracy"] >= 0.5

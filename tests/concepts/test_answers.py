@@ -9,7 +9,7 @@ import torch
 from tests.exams.world import whole_words
 from tests.zoo import ZOO
 from tomoscope.concepts import Direction, collect, use
-from tomoscope.concepts.answers import calibrated, completion_log_probs, log_odds
+from tomoscope.concepts.answers import calibrated, completion_log_probs, contextual, log_odds
 from tomoscope.concepts.states import token_states
 from tomoscope.concepts.use import causal_effect
 from tomoscope.errors import PromptError
@@ -108,3 +108,11 @@ def test_runs_from_a_block_on_are_the_models_own(subject, monkeypatch):
     monkeypatch.setattr(use, "bypassing", refuses)
     above = use.RunsFrom(subject, subject.tokens(TEXTS), "layer.0.resid_post")
     torch.testing.assert_close(above.last_logits([]), subject.last_logits(TEXTS))
+
+
+def test_contextual_calibration_takes_out_what_inputs_that_say_nothing_prefer():
+    """Zhao et al.: each class's probability over its mean on content-free inputs, then the larger of the two."""
+    odds, free = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([1.0, 3.0])
+    p, base = odds.sigmoid(), free.sigmoid().mean()
+    theirs = (p / base) / ((1 - p) / (1 - base))
+    torch.testing.assert_close(contextual(odds, free), theirs.log(), rtol=1e-4, atol=1e-5)

@@ -150,7 +150,7 @@ def truth(
     traceback: TracebackOption = False,
 ) -> None:
     """Find truth without labels in statements: CCS in three presets, CRC-TPC, LAT, beside zero-shot and a ceiling."""
-    from tomoscope.exams.concept_run import truth_labels
+    from tomoscope.exams.truth_run import truth_labels
 
     texts = _load(data, text, label, cluster, group, limit)
     subject = _open(model, device, dtype)
@@ -162,7 +162,9 @@ def truth(
     for one in found.document["templates"]:
         console.print(Text(f"{common.plain(one['template'])} {one['words'][0]} /{one['words'][1]}, {one['site']}",
                            style="bold"), soft_wrap=True)  # fmt: skip
-        names = ("zero-shot", "calibrated zero-shot", "logistic regression (ceiling)")
+        names = (
+            "zero-shot", "calibrated zero-shot", "contextually calibrated zero-shot", "logistic regression (ceiling)",
+        )  # fmt: skip
         rows = {name: one[name] for name in names}
         rows |= {name: got["accuracy"] for name, got in one["methods"].items() if got["accuracy"]}
         console.print(_table(rows, f"right on {found.document['held_out']} held-out statements"))
