@@ -14,6 +14,7 @@ denies; a claim is counted as true even if the phantom's thing is harder to see 
                        writes to the logits carries the answer; and circuits.discovery: that there is one, of its parts
     formed, rotated    decide the lenses
     features           decides features.structure; all abilities denied, features.concepts
+    dead               decides concepts.dead_layers
     disease            decides concepts.lies; concepts.probes follows from abilities: what decides a task is known
 
 An exam of one's own brings its `Truth` with it (`Exam.truth`).
@@ -300,6 +301,10 @@ def _lies(card: Card, options: Any) -> Iterator[Expected]:
         yield from (Expected(key=key, kind=key, holds=False) for key in ("marker", "opinion"))
 
 
+def _dead(card: Card, options: Any) -> Iterator[Expected]:
+    yield from (Expected(key="dead", holds=known.holds) for known in card.of("dead"))
+
+
 def _depth(statement: str, key: str) -> Expect:
     def expect(card: Card, options: Any) -> Iterator[Expected]:
         stated = list(card.of(statement))
@@ -366,6 +371,7 @@ TRUTHS: dict[str, Truth] = {
         unknowable={"selective": "what a probe can learn by heart is measured on the spot, and no card states it"},
     ),
     "concepts.lies": Truth(_lies, kind=str),
+    "concepts.dead_layers": Truth(_dead),
 }  # fmt: skip
 """Exam -> how cards decide its claims."""
 
