@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from tomoscope.treat.bake import orthogonalised
 from tomoscope.treat.dose import DoseCurve, DoseRule, choose_dose, dose_curve
+from tomoscope.treat.edit.keys import Edited, contexts_of
+from tomoscope.treat.edit.memit import alphaedit, memit
+from tomoscope.treat.edit.moments import MomentPoint, SecondMoments, second_moments
+from tomoscope.treat.edit.requests import EditRequest, Probe, read_counterfact, read_requests, read_zsre
+from tomoscope.treat.edit.rome import rome
+from tomoscope.treat.edit.targets import Targets, TargetSettings, find_targets
 from tomoscope.treat.export import read_control_vector, save_steering, write_control_vector
 from tomoscope.treat.merge import merge_to
 from tomoscope.treat.steer import clamp, contrast_direction, iti_heads, only_where, steering
@@ -24,22 +30,38 @@ __all__ = [
     "Dense",
     "DoseCurve",
     "DoseRule",
+    "EditRequest",
+    "Edited",
     "LowRank",
+    "MomentPoint",
     "Origin",
+    "Probe",
+    "SecondMoments",
     "Sparse",
+    "TargetSettings",
+    "Targets",
     "Treatment",
+    "alphaedit",
     "choose_dose",
     "clamp",
+    "contexts_of",
     "contrast_direction",
     "difference",
     "dose_curve",
+    "find_targets",
     "iti_heads",
     "load_treatment",
+    "memit",
     "merge_to",
     "only_where",
     "orthogonalised",
     "read_control_vector",
+    "read_counterfact",
+    "read_requests",
+    "read_zsre",
+    "rome",
     "save_steering",
+    "second_moments",
     "steering",
     "treatment_of",
     "write_control_vector",

@@ -52,7 +52,7 @@ def merge_to(
             handles.append(one.apply(subject, anyway=anyway))
             one.save(beside / FILE.format(number))
         with writing(place):
-            subject.model.save_pretrained(beside)  # ty: ignore[call-non-callable]
+            subject.model.save_pretrained(beside)  # ty: ignore[not-callable]
             if subject.tokenizer is not None:
                 subject.tokenizer.save_pretrained(beside)
             (beside / "README.md").write_text(model_card(several), encoding="utf-8")
