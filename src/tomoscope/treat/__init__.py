@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from tomoscope.treat.bake import orthogonalised
 from tomoscope.treat.dose import DoseCurve, DoseRule, choose_dose, dose_curve
+from tomoscope.treat.edit.effects import Answers, Measures, Score, compare, measure
 from tomoscope.treat.edit.keys import Edited, contexts_of
 from tomoscope.treat.edit.memit import alphaedit, memit
 from tomoscope.treat.edit.moments import MomentPoint, SecondMoments, second_moments
 from tomoscope.treat.edit.requests import EditRequest, Probe, read_counterfact, read_requests, read_zsre
 from tomoscope.treat.edit.rome import rome
 from tomoscope.treat.edit.targets import Targets, TargetSettings, find_targets
+from tomoscope.treat.edit.tune import TuneSettings, finetune, lora
 from tomoscope.treat.export import read_control_vector, save_steering, write_control_vector
 from tomoscope.treat.merge import merge_to
 from tomoscope.treat.steer import clamp, contrast_direction, iti_heads, only_where, steering
@@ -26,6 +28,7 @@ from tomoscope.treat.treatment import (
 )
 
 __all__ = [
+    "Answers",
     "Applied",
     "Dense",
     "DoseCurve",
@@ -33,24 +36,31 @@ __all__ = [
     "EditRequest",
     "Edited",
     "LowRank",
+    "Measures",
     "MomentPoint",
     "Origin",
     "Probe",
+    "Score",
     "SecondMoments",
     "Sparse",
     "TargetSettings",
     "Targets",
     "Treatment",
+    "TuneSettings",
     "alphaedit",
     "choose_dose",
     "clamp",
+    "compare",
     "contexts_of",
     "contrast_direction",
     "difference",
     "dose_curve",
     "find_targets",
+    "finetune",
     "iti_heads",
     "load_treatment",
+    "lora",
+    "measure",
     "memit",
     "merge_to",
     "only_where",

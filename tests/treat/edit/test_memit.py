@@ -11,7 +11,7 @@ from tests.treat.edit.test_rome import ASKED, NUMBERS, reference, reference_requ
 from tomoscope.errors import EditError
 from tomoscope.model import Weights
 from tomoscope.treat.edit.keys import average_keys, fact_keys
-from tomoscope.treat.edit.memit import alphaedit, memit, null_space
+from tomoscope.treat.edit.memit import PAPER, alphaedit, memit, null_space
 from tomoscope.treat.edit.moments import SecondMoments, second_moments
 
 
@@ -25,7 +25,7 @@ def test_equal_to_the_public_reference():
             values |= second_moments(model, ASKED["corpus"], layers=[layer], held_out=0).values
     moments = SecondMoments(values, 1, (), "", "")
     contexts = [one for group in ASKED["memit_templates"] for one in group]
-    made = memit(model, reference_requests(), moments, layers=[0, 1, 2], weight=15.0, contexts=contexts)
+    made = memit(model, reference_requests(), moments, layers=[0, 1, 2], weight=15.0, contexts=contexts, settings=PAPER)
     for place in range(3):
         np.testing.assert_allclose(made.wanted[place], NUMBERS[f"memit_z_{place}"], rtol=1e-9, atol=1e-11)
     for name, change in zip(names, wanted, strict=True):

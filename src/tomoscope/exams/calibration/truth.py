@@ -323,6 +323,13 @@ def _of_concepts(card: Card, options: Any) -> Iterator[Expected]:
         yield Expected(key="concepts", holds=False)
 
 
+def _editing(card: Card, options: Any) -> Iterator[Expected]:
+    """What is known can be rewritten; what is not known cannot."""
+    knows = _ability(card, "world_facts")
+    if knows is not None:
+        yield from (Expected(key=key, holds=knows) for key in ("r_rome", "memit", "alphaedit", "ft", "ft_l", "lora"))
+
+
 def _last_part(key: str) -> str:
     return key.rsplit("_", 1)[-1]
 
@@ -366,6 +373,10 @@ TRUTHS: dict[str, Truth] = {
         unknowable={"selective": "what a probe can learn by heart is measured on the spot, and no card states it"},
     ),
     "concepts.lies": Truth(_lies, kind=str),
+    "facts.editing": Truth(
+        _editing, kind=lambda key: "where" if key == "where" else "method",
+        unknowable={"where": "whether tracing points at the best place is measured on the spot, and no card states it"},
+    ),
 }  # fmt: skip
 """Exam -> how cards decide its claims."""
 

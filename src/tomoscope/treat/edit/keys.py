@@ -79,12 +79,16 @@ def weight_change(
 
 @torch.no_grad()
 def fact_keys(
-    subject: Subject, requests: Sequence[EditRequest], layer: int, contexts: Sequence[str] = ("{}",)
+    subject: Subject,
+    requests: Sequence[EditRequest],
+    layer: int,
+    contexts: Sequence[str] = ("{}",),
+    at: str = "subject",
 ) -> Float[Tensor, "fact context neuron"]:
-    """Keys at each subject's last token, in each context."""
-    rows = [encode_labelled(subject, one.labelled(context)) for one in requests for context in contexts]
+    """Keys at each subject's last token (or the prompt's last), in each context."""
+    rows = [encode_labelled(subject, one.labelled(context), at) for one in requests for context in contexts]
     site = f"layer.{layer}.mlp.post"
-    found = subject.read(rows, site, at="subject")[site]
+    found = subject.read(rows, site, at="edited")[site]
     return found.reshape(len(requests), len(contexts), -1)
 
 

@@ -42,11 +42,12 @@ from tomoscope.treat.edit.keys import (
 )
 from tomoscope.treat.edit.moments import SecondMoments
 from tomoscope.treat.edit.requests import EditRequest, check_requests, encode_labelled
-from tomoscope.treat.edit.targets import Targets, TargetSettings, check_contexts, find_targets
+from tomoscope.treat.edit.targets import SCALE_FREE, Targets, TargetSettings, check_contexts, find_targets
 from tomoscope.treat.treatment import Change, treatment_of
 
-SETTINGS = TargetSettings(steps=20, clamp=0.75)
+PAPER = TargetSettings(clamp=0.75)
 """MEMIT's for GPT-2 XL."""
+SETTINGS = replace(SCALE_FREE, clamp=0.75)
 Solve = Callable[[int, Float[Tensor, "neuron fact"]], Float[Tensor, "neuron fact"]]
 """Layer and keys -> what each fact's missing part is multiplied by."""
 
@@ -63,6 +64,7 @@ def memit(
     moments: SecondMoments,
     *,
     layers: Sequence[int] | None = None,
+    at: str = "subject",
     weight: float | None = None,
     contexts: Sequence[str] | None = None,
     settings: TargetSettings | None = None,
@@ -78,6 +80,7 @@ def memit(
         requests: the facts.
         moments: of the layers' keys.
         layers: five that end a third of the way up, by default.
+        at: write at the subject's last token ("subject", as the papers do) or at the prompt's ("last").
         weight: of the second moments against the facts' keys; the number of neurons by default.
         contexts: templates, the bare one first; sampled from the model by default.
         settings: of the search for targets.
@@ -95,7 +98,7 @@ def memit(
         return torch.linalg.solve(weight * moments.at(layer) + keys @ keys.T, keys)
 
     return _spread(
-        subject, requests, moments, solve, "MEMIT", {"weight": weight}, layers, contexts, settings, targets, seed,
+        subject, requests, moments, solve, "MEMIT", {"weight": weight}, layers, at, contexts, settings, targets, seed,
         batch, progress,
     )  # fmt: skip
 
@@ -106,6 +109,7 @@ def alphaedit(
     moments: SecondMoments,
     *,
     layers: Sequence[int] | None = None,
+    at: str = "subject",
     share: float = 0.02,
     threshold: float | None = None,
     ridge: float = 10.0,
@@ -124,7 +128,7 @@ def alphaedit(
         threshold: P takes eigenvalues of C below this instead (the paper's 2e-2).
         ridge: of the solution (the paper's 10).
         kept: layer -> keys of edits before, which stay as they are (`Edited.keys`).
-        subject, requests, moments, layers, contexts, settings, targets, seed, batch, progress: see `memit`.
+        subject, requests, moments, layers, at, contexts, settings, targets, seed, batch, progress: see `memit`.
 
     Raises:
         EditError: a request that makes no sense, an unknown layer, no null space.
@@ -150,7 +154,20 @@ def alphaedit(
         "edits_before": sum(map(len, (kept or {}).values())),
     }
     made = _spread(
-        subject, requests, moments, solve, "AlphaEdit", told, layers, contexts, settings, targets, seed, batch, progress
+        subject,
+        requests,
+        moments,
+        solve,
+        "AlphaEdit",
+        told,
+        layers,
+        at,
+        contexts,
+        settings,
+        targets,
+        seed,
+        batch,
+        progress,
     )
     return replace(made, notes={**made.notes, **notes})
 
@@ -172,7 +189,7 @@ def null_space(
 
 def _spread(
     subject: Subject, requests: Sequence[EditRequest], moments: SecondMoments, solve: Solve, method: str,
-    told: Mapping[str, float | None], layers: Sequence[int] | None, contexts: Sequence[str] | None,
+    told: Mapping[str, float | None], layers: Sequence[int] | None, at: str, contexts: Sequence[str] | None,
     settings: TargetSettings | None, targets: Targets | None, seed: int, batch: int | None,
     progress: Callable[[int, int], None] | None,
 ) -> Edited:  # fmt: skip
@@ -188,7 +205,7 @@ def _spread(
     settings = settings or SETTINGS
     if targets is None:
         targets = find_targets(
-            subject, requests, chosen[-1], kind="block", contexts=contexts, settings=settings, batch=batch,
+            subject, requests, chosen[-1], kind="block", at=at, contexts=contexts, settings=settings, batch=batch,
             progress=progress,
         )  # fmt: skip
     changes: dict[str, Change] = {}
@@ -196,21 +213,21 @@ def _spread(
     missing = float(targets.delta.norm(dim=-1).mean())
     with ExitStack() as stack:
         for place, layer in enumerate(chosen):
-            keys[layer] = average_keys(fact_keys(subject, requests, layer, contexts), halves=True)
-            now, ratio = _stands(subject, requests, layer, chosen[-1])
+            keys[layer] = average_keys(fact_keys(subject, requests, layer, contexts, at), halves=True)
+            now, ratio = _stands(subject, requests, layer, chosen[-1], at)
             part = (targets.wanted.double() - now) / (len(chosen) - place) * ratio
             factor = solve(layer, keys[layer].double().T)
             module, name = down_projection(subject, layer), weight_name(subject, layer)
             change = weight_change(module, factor, part)
             changes[name] = change
             stack.enter_context(Weights(subject).edited((name, change.dense())))
-        now, _ = _stands(subject, requests, chosen[-1], chosen[-1])
+        now, _ = _stands(subject, requests, chosen[-1], chosen[-1], at)
         left = float((targets.wanted.double() - now).norm(dim=-1).mean())
     return Edited(
         treatment_of(
             subject, changes, method=method, requests=[one.plain() for one in requests], seed=seed,
             settings={
-                **told, "layers": chosen, "contexts": list(contexts), "search": asdict(settings),
+                **told, "layers": chosen, "at": at, "contexts": list(contexts), "search": asdict(settings),
                 "second_moments": moments.summary(),
             },
         ),
@@ -220,13 +237,13 @@ def _spread(
 
 @torch.no_grad()
 def _stands(
-    subject: Subject, requests: Sequence[EditRequest], layer: int, last: int
+    subject: Subject, requests: Sequence[EditRequest], layer: int, last: int, at: str
 ) -> tuple[Float[Tensor, "fact d_model"], Float[Tensor, "fact d_model"]]:
     """What stands after the last layer, and how far a layer's projection must move for the stream to move by one."""
-    batch = subject.tokens([encode_labelled(subject, one.labelled()) for one in requests])
+    batch = subject.tokens([encode_labelled(subject, one.labelled(), at) for one in requests])
     after, inner, outer = f"layer.{last}.resid_post", subject.structure.blocks[layer].down, f"layer.{layer}.mlp.out"
-    found = subject.read(batch, after, outer, at="subject")
-    columns = batch.columns("subject")[0]
+    found = subject.read(batch, after, outer, at="edited")
+    columns = batch.columns("edited")[0]
     assert columns is not None
     whole = subject.read(batch, inner)[inner]  # a module is read whole: its positions have no names
     given = whole.reshape(len(batch), -1, whole.shape[-1])[torch.arange(len(batch)), columns[:, 0]].double()

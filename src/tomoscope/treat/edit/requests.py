@@ -118,12 +118,18 @@ def target_ids(subject: Subject, prompt: Prompt | str, answer: str) -> tuple[int
     return continuation(subject.tokenizer, prompt, spaced(answer))
 
 
-def encode_labelled(subject: Subject, prompt: Prompt) -> Encoded:
-    """Tokens with the subject's span; refused where its last token runs on into the next word.
+PLACES = ("subject", "last")
+"""Where a fact is written: at the subject's last token (the papers' choice) or at the prompt's last token."""
+
+
+def encode_labelled(subject: Subject, prompt: Prompt, at: str = "subject") -> Encoded:
+    """Tokens with the subject's span, and the one token where the edit is made ("edited").
 
     Raises:
-        EditError: no token ends where the subject ends.
+        EditError: an unknown place, or no token that ends where the subject ends (it runs on into the next word).
     """
+    if at not in PLACES:
+        raise EditError(f"A fact can't be written at {at!r}.", remedy=f"It is one of {', '.join(PLACES)}.")
     encoded = encode(prompt, subject.tokenizer, context=subject.facts.context)
     start, end = prompt.spans["subject"]
     token = subject.tokenizer.decode([encoded.ids[encoded.spans["subject"][1] - 1]]).strip()
@@ -133,7 +139,8 @@ def encode_labelled(subject: Subject, prompt: Prompt) -> Encoded:
             f"The last token of {whole!r} is {token!r}, which runs on beyond it.",
             remedy="Give a subject that ends where a token ends.",
         )
-    return encoded
+    end = encoded.spans["subject"][1] if at == "subject" else len(encoded.ids)
+    return Encoded(encoded.ids, {**encoded.spans, "edited": (end - 1, end)}, encoded.text)
 
 
 def check_requests(subject: Subject, requests: Sequence[EditRequest], *, known: bool = True) -> None:

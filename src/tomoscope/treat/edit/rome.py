@@ -35,7 +35,7 @@ from tomoscope.treat.edit.keys import (
 )
 from tomoscope.treat.edit.moments import SecondMoments
 from tomoscope.treat.edit.requests import EditRequest, check_requests
-from tomoscope.treat.edit.targets import TargetSettings, check_contexts, find_targets
+from tomoscope.treat.edit.targets import SCALE_FREE, TargetSettings, check_contexts, find_targets
 from tomoscope.treat.treatment import treatment_of
 
 FORMS = ("averaged", "paper")
@@ -48,6 +48,7 @@ def rome(
     *,
     layer: int | None = None,
     form: str = "averaged",
+    at: str = "subject",
     contexts: Sequence[str] | None = None,
     settings: TargetSettings | None = None,
     ridge: float = 0.0,
@@ -62,6 +63,7 @@ def rome(
         moments: of the layer's keys (`second_moments`).
         layer: a third of the way up by default.
         form: "averaged" (r-ROME) or "paper".
+        at: write at the subject's last token ("subject", as the paper does) or at the prompt's ("last").
         contexts: templates, the bare one first; sampled from the model by default.
         settings: of the search for the value.
         ridge: added to the second moments, relative to their diagonal's mean.
@@ -79,19 +81,19 @@ def rome(
     check_requests(subject, requests)
     moments.at(layer)
     contexts = check_contexts(contexts_of(subject, seed=seed) if contexts is None else contexts)
-    settings = settings or TargetSettings()
+    settings = settings or (TargetSettings() if form == "paper" else SCALE_FREE)
     lefts, rights, keys, wanted, losses = [], [], [], [], []
     with ExitStack() as stack:
         for done, request in enumerate(requests, start=1):
-            found = find_targets(subject, [request], layer, kind="mlp", contexts=contexts, settings=settings)
-            in_contexts = fact_keys(subject, [request], layer, contexts)[0]
+            found = find_targets(subject, [request], layer, kind="mlp", at=at, contexts=contexts, settings=settings)
+            in_contexts = fact_keys(subject, [request], layer, contexts, at)[0]
             key = in_contexts.mean(0)
             left = moments.solve(layer, key[None].double(), ridge=ridge)[0].to(found.delta)
             left = left / left.norm()
-            at = in_contexts[:1] if form == "paper" else in_contexts
+            written = in_contexts[:1] if form == "paper" else in_contexts
             with torch.no_grad():
-                stands = module(at.to(subject.device)).mean(0).cpu()
-            right = (found.wanted[0] - stands) / (at.mean(0).to(left) @ left)
+                stands = module(written.to(subject.device)).mean(0).cpu()
+            right = (found.wanted[0] - stands) / (written.mean(0).to(left) @ left)
             lefts.append(left)
             rights.append(right)
             keys.append(key)
@@ -108,7 +110,8 @@ def rome(
             subject, {name: weight_change(module, u.T, v)}, method="ROME" if form == "paper" else "r-ROME",
             requests=[one.plain() for one in requests], seed=seed,
             settings={
-                "layer": layer, "form": form, "contexts": list(contexts), "search": asdict(settings), "ridge": ridge,
+                "layer": layer, "form": form, "at": at, "contexts": list(contexts), "ridge": ridge,
+                "search": asdict(settings),
                 "second_moments": moments.summary(),
             },
         ),

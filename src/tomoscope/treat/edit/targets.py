@@ -31,11 +31,12 @@ PARTS = ("loss", "answer", "essence", "decay", "probability")
 
 @dataclass(frozen=True)
 class TargetSettings:
-    """How a target is sought; the defaults are ROME's for GPT-2 XL.
+    """How a target is sought; the defaults are ROME's for GPT-2 XL, `SCALE_FREE` is for any model.
 
     Attributes:
         steps: losses that are computed at most (one update fewer, as in the papers' code).
-        rate: of Adam.
+        rate: of Adam; its steps are absolute, so in a stream of large norm the paper's 0.5 moves nothing.
+        relative: the rate counts root mean squares of the value that stands there.
         decay: weight of |delta| / |value|^2.
         essence: weight of the KL term.
         clamp: |delta| at most this times |value|.
@@ -44,10 +45,15 @@ class TargetSettings:
 
     steps: int = 20
     rate: float = 0.5
+    relative: bool = False
     decay: float = 0.5
     essence: float = 0.0625
     clamp: float = 4.0
     stop: float = 0.05
+
+
+SCALE_FREE = TargetSettings(rate=0.2, relative=True)
+"""Steps that follow the size of the value: about the paper's on GPT-2 XL, and steps of use in other models."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +87,8 @@ class _Rows:
 
     @property
     def suffix(self) -> int:
-        """Tokens of a row from the subject's last on."""
-        return max(len(row.ids) - row.spans["subject"][1] + 1 for row in self.rows)
+        """Tokens of a row from the edited one on."""
+        return max(len(row.ids) - row.spans["edited"][1] + 1 for row in self.rows)
 
     @property
     def width(self) -> int:
@@ -104,6 +110,7 @@ def find_targets(
     layer: int,
     *,
     kind: str,
+    at: str = "subject",
     contexts: Sequence[str] = ("{}",),
     settings: TargetSettings | None = None,
     batch: int | None = None,
@@ -117,15 +124,16 @@ def find_targets(
         requests: the facts.
         layer: where the vector is added.
         kind: "mlp" or "block", see `Suffix`.
+        at: "subject" (its last token) or "last" (the prompt's).
         contexts: templates, the bare one first.
         settings: of the search.
         batch: facts at once; as many as the memory holds by default.
         mode: see `Suffix`.
         progress: called with (facts done, facts).
     """
-    settings = settings or TargetSettings()
+    settings = settings or SCALE_FREE
     contexts = check_contexts(contexts)
-    facts = [_encode(subject, one, contexts) for one in requests]
+    facts = [_encode(subject, one, contexts, at) for one in requests]
     # facts with as long an end, and as long a beginning, lie together: little is padded and little is run again
     order = sorted(range(len(facts)), key=lambda i: (facts[i].suffix, len(facts[i].answer), facts[i].width))
     value = torch.zeros(len(facts), subject.facts.d_model or 0, dtype=torch.promote_types(subject.dtype, torch.float32))
@@ -146,13 +154,13 @@ def find_targets(
     return Targets(value, delta, losses, frozenset(modes))
 
 
-def _encode(subject: Subject, request: EditRequest, contexts: Sequence[str]) -> _Rows:
+def _encode(subject: Subject, request: EditRequest, contexts: Sequence[str], at: str) -> _Rows:
     answer = target_ids(subject, request.labelled(), request.target_new)
     rows = []
     for context in contexts:
-        one = encode_labelled(subject, request.labelled(context))
+        one = encode_labelled(subject, request.labelled(context), at)
         rows.append(Encoded((*one.ids, *answer[:-1]), one.spans, one.text))
-    return _Rows((*rows, encode_labelled(subject, request.essence())), answer)
+    return _Rows((*rows, encode_labelled(subject, request.essence(), at)), answer)
 
 
 def _search(
@@ -160,7 +168,7 @@ def _search(
 ) -> tuple[Tensor, Tensor, Tensor, str]:
     count, each = len(facts), len(facts[0].rows)
     batch = subject.tokens([row for fact in facts for row in fact.rows])
-    columns = torch.tensor([row.spans["subject"][1] - 1 for row in batch.prompts]) + batch.pads
+    columns = torch.tensor([row.spans["edited"][1] - 1 for row in batch.prompts]) + batch.pads
     longest = max(len(fact.answer) for fact in facts)
     essence = torch.arange(count) * each + each - 1
     tail = int((batch.width - columns[essence]).max())
@@ -169,9 +177,10 @@ def _search(
     value = suffix.value.reshape(count, each, -1)[:, 0].to(torch.promote_types(subject.dtype, torch.float32))
     answers, weight = _answers(facts, longest)
     answers, weight = answers.to(device), weight.to(device, value.dtype)
-    # counted from the end of the row: where the essence prompt's subject ends
+    # counted from the end of the row: where the essence prompt is edited
     place = (suffix.keep - (batch.width - columns[essence])).to(device)
     essence = essence.to(device)
+    rate = settings.rate * (value.square().mean(-1, keepdim=True).sqrt() if settings.relative else 1.0)
     delta = torch.zeros_like(value)
     first, second = torch.zeros_like(delta), torch.zeros_like(delta)
     losses = value.new_full((count, settings.steps, len(PARTS)), torch.nan)
@@ -190,7 +199,7 @@ def _search(
         first = torch.lerp(first, grad, 0.1)
         second = second * 0.999 + 0.001 * grad.square()
         size = second.sqrt() / (1 - 0.999 ** (step + 1)) ** 0.5 + 1e-8
-        updated = delta - settings.rate / (1 - 0.9 ** (step + 1)) * first / size
+        updated = delta - rate / (1 - 0.9 ** (step + 1)) * first / size
         limit = settings.clamp * value.norm(dim=-1, keepdim=True)
         norm = updated.norm(dim=-1, keepdim=True)
         updated = torch.where(norm > limit, updated * limit / norm, updated)
