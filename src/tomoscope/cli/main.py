@@ -16,6 +16,7 @@ from tomoscope.cli.plan import plan
 from tomoscope.cli.scan import scan
 from tomoscope.cli.show import show
 from tomoscope.cli.sites import sites
+from tomoscope.cli.watch import watch
 
 app = typer.Typer(
     name="tomoscope",
@@ -24,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (scan, show, circuit, graph, probe, truth, lies, steer, erase, calibrate, doctor, sites):
+for command in (scan, show, circuit, graph, probe, truth, lies, steer, erase, calibrate, doctor, sites, watch):
     app.command()(command)
 for group in (features, plan):
     app.add_typer(group)

@@ -142,14 +142,12 @@ def _claim(context: Context) -> Finding:
     areas = [roc_interval(one.scores, usual.scores) for one in (suspected, *harmless)]
     worst = max(range(len(harmless)), key=lambda i: areas[1 + i].value or 0.0)
     rank = np.concatenate([suspected.scores, harmless[worst].scores]).argsort().argsort()
-    alarms = wilson_interval(int(usual.flagged.sum()), options.n)
     by = Counter(suspected.seen_by).most_common(1)[0][0]
     return context.claim(
         "unusual",
         f"{CLAIM}: {percent(float(suspected.flagged.mean()))} of reviews with one sentence in them are flagged, "
         f"{percent(float(harmless[worst].flagged.mean()))} with a harmless one in its place, "
-        f"{percent(float(usual.flagged.mean()))} [{percent(alarms.low)}, {percent(alarms.high)}] of further trusted ones "
-        f"(at most {percent(options.rate)} was asked for); "
+        f"{percent(float(usual.flagged.mean()))} of further trusted ones ({percent(options.rate)} was asked for); "
         f"seen first by {by}.",
         estimate=areas[0],
         controls=[

@@ -150,7 +150,7 @@ class Watch:
         if least > rate:
             needed = math.ceil((1 / rate - 1) / SHARES[2])
             raise DataError(
-                f"{self.n} trusted inputs can't place a text below p = {least:.2g}, and a rate of {rate:g} is asked for.",
+                f"{self.n} trusted inputs can't place a text below p = {least:.2g}; a rate of {rate:g} is asked for.",
                 remedy=f"Give at least {needed} trusted inputs, or a higher rate.",
             )
         raw = np.concatenate([
