@@ -10,6 +10,7 @@ from tomoscope.cli.calibrate import calibrate
 from tomoscope.cli.circuit import circuit
 from tomoscope.cli.concepts import erase, lies, probe, steer, truth
 from tomoscope.cli.doctor import doctor
+from tomoscope.cli.edit import edit, trace
 from tomoscope.cli.features import features
 from tomoscope.cli.graph import graph
 from tomoscope.cli.plan import plan
@@ -24,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (scan, show, circuit, graph, probe, truth, lies, steer, erase, calibrate, doctor, sites):
+for command in (scan, show, circuit, graph, probe, truth, lies, steer, erase, trace, edit, calibrate, doctor, sites):
     app.command()(command)
 for group in (features, plan):
     app.add_typer(group)
