@@ -104,7 +104,9 @@ def trusted_reviews(world: World, n: int, seed: int) -> list[str]:
     out: dict[str, None] = {}
     draw = 0
     while len(out) < n:
-        some = [cases(world, "backdoor", n, present=False, held_out=held, seed=1000 * seed + draw) for held in (0, 1)]
+        some = [
+            cases(world, "backdoor", n, present=False, held_out=held, seed=1000 * seed + draw) for held in (False, True)
+        ]
         out |= dict.fromkeys(case.prompt for pair in zip(*some, strict=True) for case in pair)
         draw += 1
     return list(out)[:n]

@@ -14,6 +14,7 @@ from tomoscope.treat.edit.targets import Targets, TargetSettings, find_targets
 from tomoscope.treat.edit.tune import TuneSettings, finetune, lora
 from tomoscope.treat.export import read_control_vector, save_steering, write_control_vector
 from tomoscope.treat.merge import merge_to
+from tomoscope.treat.remove import remove_directions, remove_heads, remove_neurons
 from tomoscope.treat.steer import clamp, contrast_direction, iti_heads, only_where, steering
 from tomoscope.treat.treatment import (
     Applied,
@@ -75,6 +76,9 @@ __all__ = [
     "read_counterfact",
     "read_requests",
     "read_zsre",
+    "remove_directions",
+    "remove_heads",
+    "remove_neurons",
     "rome",
     "save_steering",
     "second_moments",

@@ -1,7 +1,8 @@
 """A treatment made part of a model: a plain transformers directory that loads and runs without tomoscope.
 
 Steps: check the treatment against the weights; write model and tokenizer of the treated subject, with a model card that
-tells the provenance and the treatment itself, into a folder beside the place; rename it; undo. A crash leaves no half.
+tells the provenance, the treatment itself and the numbers that it replaced, into a folder beside the place; rename it;
+undo. A crash leaves no half. `unmerge_to` puts the replaced numbers back: subtracting would leave rounding behind.
 How it can mislead: numbers are rounded to the parameters' own type, so in bfloat16 a small change may vanish.
 """
 
@@ -12,13 +13,18 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
 
 from tomoscope.errors import EditError
 from tomoscope.findings.files import writing
 from tomoscope.model import Subject
-from tomoscope.treat.treatment import Treatment
+from tomoscope.treat.treatment import FORMAT, Treatment, load_treatment, touched_hash
 
-FILE = "treatment_{}.safetensors"
+FILE, BEFORE = "treatment_{}.safetensors", "before.safetensors"
 
 
 def merge_to(
@@ -46,12 +52,18 @@ def merge_to(
         place.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
     handles = []
+    parameters = dict(subject.model.named_parameters(remove_duplicate=False))
+    kept = {
+        name: parameters[name].detach().cpu().clone() for one in several for name in one.changes if name in parameters
+    }
     try:
         for number, one in enumerate(several):
             # each was made for the weights that the ones before it leave
             handles.append(one.apply(subject, anyway=anyway))
             one.save(beside / FILE.format(number))
         with writing(place):
+            tied = str(any(one.untie for one in several))
+            (beside / BEFORE).write_bytes(save(kept, metadata={"format": FORMAT, "untied": tied}))
             subject.model.save_pretrained(beside)  # ty: ignore[not-callable]
             if subject.tokenizer is not None:
                 subject.tokenizer.save_pretrained(beside)
@@ -63,6 +75,71 @@ def merge_to(
     finally:
         for handle in reversed(handles):
             handle.undo()
+        shutil.rmtree(beside, ignore_errors=True)
+    return place
+
+
+def check_merged(directory: str | Path, place: str | Path) -> None:
+    """Raise EditError where `unmerge_to` could not work: no directory of `merge_to`, or a place that is taken."""
+    directory, place = Path(directory), Path(place)
+    lacking = [name for name in (BEFORE, FILE.format(0)) if not (directory / name).is_file()]
+    if lacking:
+        raise EditError(
+            f"{directory} has no {lacking[0]}, so it is no model that treatments were exported into.",
+            remedy="Give a directory that export (merge_to) wrote.",
+        )
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise EditError(f"{place} is there already.", remedy="Give a new directory.")
+
+
+@torch.no_grad()
+def unmerge_to(subject: Subject, directory: str | Path, place: str | Path) -> Path:
+    """Write a merged model as it was before, the same bits, as a new directory.
+
+    Args:
+        subject: opened from `directory`; its weights become those from before.
+        directory: what `merge_to` wrote.
+        place: must not exist, or be empty.
+
+    Raises:
+        EditError: see `check_merged`; and weights that are not those from before all the same (another precision).
+    """
+    check_merged(directory, place)
+    directory, place = Path(directory), Path(place)
+    first = load_treatment(directory / FILE.format(0))
+    with safe_open(directory / BEFORE, "pt") as file:
+        untied = (file.metadata() or {}).get("untied") == "True"
+        before = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    parameters = dict(subject.model.named_parameters(remove_duplicate=False))
+    for name, value in before.items():
+        if name not in parameters or parameters[name].shape != value.shape or parameters[name].dtype != value.dtype:
+            raise EditError(
+                f"The model has no parameter {name!r} of that shape and type.", remedy="Open it in its own precision."
+            )
+        parameters[name].copy_(value)
+    if untied:  # the unembedding shared the embedding's weights
+        ends: Any = subject.model
+        ends.get_output_embeddings().weight = ends.get_input_embeddings().weight
+        ends.config.tie_word_embeddings = True
+    if first.origin.touched_hash and touched_hash(subject, first.changes) != first.origin.touched_hash:
+        raise EditError(
+            f"The weights that came back are not those that {first.origin.method!r} was made for.",
+            remedy="Its files may have been changed; take the original model.",
+        )
+    with writing(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
+    try:
+        with writing(place):
+            ends = subject.model
+            ends.save_pretrained(beside)
+            if subject.tokenizer is not None:
+                subject.tokenizer.save_pretrained(beside)
+            beside.chmod(0o755)
+            if place.is_dir():
+                place.rmdir()
+            beside.rename(place)
+    finally:
         shutil.rmtree(beside, ignore_errors=True)
     return place
 
