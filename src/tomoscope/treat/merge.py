@@ -117,10 +117,10 @@ def unmerge_to(subject: Subject, directory: str | Path, place: str | Path) -> Pa
                 f"The model has no parameter {name!r} of that shape and type.", remedy="Open it in its own precision."
             )
         parameters[name].copy_(value)
+    model: Any = subject.model
     if untied:  # the unembedding shared the embedding's weights
-        ends: Any = subject.model
-        ends.get_output_embeddings().weight = ends.get_input_embeddings().weight
-        ends.config.tie_word_embeddings = True
+        model.get_output_embeddings().weight = model.get_input_embeddings().weight
+        model.config.tie_word_embeddings = True
     if first.origin.touched_hash and touched_hash(subject, first.changes) != first.origin.touched_hash:
         raise EditError(
             f"The weights that came back are not those that {first.origin.method!r} was made for.",
@@ -131,8 +131,7 @@ def unmerge_to(subject: Subject, directory: str | Path, place: str | Path) -> Pa
         beside = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
     try:
         with writing(place):
-            ends = subject.model
-            ends.save_pretrained(beside)
+            model.save_pretrained(beside)
             if subject.tokenizer is not None:
                 subject.tokenizer.save_pretrained(beside)
             beside.chmod(0o755)
