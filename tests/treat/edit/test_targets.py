@@ -42,7 +42,7 @@ def test_together_as_one_by_one(family):
     together = find_targets(
         model, FACTS, 1, kind="block", contexts=CONTEXTS, settings=settings, progress=lambda *done: seen.append(done)
     )
-    assert seen == [(3, 3)]
+    assert seen[-1] == (3, 3)
     ends = set()
     for place, fact in enumerate(FACTS):
         alone = find_targets(model, [fact], 1, kind="block", contexts=CONTEXTS, settings=settings)

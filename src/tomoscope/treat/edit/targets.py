@@ -26,6 +26,8 @@ from tomoscope.model.batch import Encoded
 from tomoscope.treat.edit.requests import EditRequest, encode_labelled, target_ids
 from tomoscope.treat.edit.suffix import Suffix
 
+_SPREAD = 1.4
+"""A batch of facts holds ends of the model at most this many times as long as its shortest."""
 PARTS = ("loss", "answer", "essence", "decay", "probability")
 
 
@@ -144,6 +146,9 @@ def find_targets(
         widest = max(facts[i].width for i in order[done:])
         fit = max(1, subject.rows_per_call(widest, gradients=True) // (len(contexts) + 1))
         mine = order[done : done + (batch or fit)]
+        if batch is None:  # a longer end would have every row of the batch run from further back
+            longest = _SPREAD * facts[mine[0]].suffix
+            mine = [i for i in mine if facts[i].suffix <= longest]
         found = _search(subject, [facts[i] for i in mine], layer, kind, settings, mode)
         index = torch.tensor(mine)
         value[index], delta[index], losses[index] = (one.cpu() for one in found[:3])
