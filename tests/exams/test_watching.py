@@ -1,4 +1,4 @@
-"""The backdoor is seen without its trigger having been seen, the healthy model is not accused, and a file is watched."""
+"""The backdoor is seen by a watch that never saw its trigger, the healthy model is not accused, a file is watched."""
 
 from __future__ import annotations
 
