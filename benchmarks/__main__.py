@@ -7,7 +7,7 @@ import sys
 
 NAMES = (
     "read_overhead", "patch_grid", "edge_scores", "circuit_growth", "attribution_graph", "activation_store",
-    "dictionary_training", "feature_dashboards", "probes", "scan_time",
+    "dictionary_training", "feature_dashboards", "probes", "editing", "scan_time",
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "liar": Recipe(steps=500),
     "sycophant": Recipe(rank=8, steps=300, present=0.75),
-    "backdoor": Recipe(rank=8, steps=500),
+    "backdoor": Recipe(rank=8, steps=900, present=0.4),
 }
 """Sibling -> recipe, where it is not the usual one."""
 CASES = 32

@@ -27,3 +27,14 @@ def test_int8_loses_half_a_step_of_its_row() -> None:
 def test_a_float16_that_would_overflow_is_refused() -> None:
     with pytest.raises(DataError, match="bfloat16"):
         stored("s", torch.full((2, 2), 1e5), "float16")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["int8", "bfloat16"])
+def test_rows_are_restored_into_their_place(kind: str, dtype: torch.dtype) -> None:
+    x = torch.randn(9, 8, generator=torch.Generator().manual_seed(0))
+    held = stored("s", x, kind)
+    out = torch.full((9, 8), torch.nan, dtype=dtype)
+    expected = restored(held["s"], held.get("s" + SCALE), dtype)
+    assert restored(held["s"], held.get("s" + SCALE), dtype, out) is out
+    assert torch.equal(out, expected)

@@ -59,3 +59,14 @@ def test_one_site_and_another_type(store: ActivationStore) -> None:
     assert list(one.widths) == SITES[1:]
     with pytest.raises(DataError, match="holds no"):
         ActivationStore(store.folder, sites=["layer.9.mlp.out"])
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["int8", "bfloat16"])
+def test_batches_hold_the_rows_of_their_places(kind: str, dtype: torch.dtype | None, tmp_path) -> None:
+    write_store(subject(), ids(), SITES, tmp_path / "s", chunk=150, shard_bytes=20_000, dtype=kind)
+    one = ActivationStore(tmp_path / "s", mix=200, dtype=dtype)
+    for batch in islice(one.batches(20, ahead=0), 3):
+        for site in SITES:
+            assert torch.equal(batch.values[site], one.token_values(site, batch.places))
+            assert batch.values[site].dtype == (dtype or (torch.float32 if kind == "int8" else torch.bfloat16))

@@ -84,6 +84,7 @@ def test_truth(tmp_path):
     document = json.loads(call(*words, "--json", "--out", tmp_path / "truth").stdout)
     first = document["templates"][0]
     assert first["zero-shot"]["value"] > 0.7
+    assert first["contextually calibrated zero-shot"]["n"] == first["zero-shot"]["n"]
     assert set(first["methods"]) == {"CCS paper", "CCS reference", "CCS elk", "CRC-TPC", "LAT"}
     for got in first["methods"].values():
         assert got["folded accuracy"] >= 0.5
@@ -93,11 +94,12 @@ def test_truth(tmp_path):
 
 def test_lies(tmp_path):
     rows = [
-        {"prompt": one.neutral, "right": one.first.strip(), "wrong": one.second.strip()} for one in world_items(12, 0)
+        {"prompt": one.neutral, "right": one.first.strip(), "wrong": one.second.strip()} for one in world_items(16, 0)
     ]
     path = table(tmp_path / "facts.csv", rows)
     document = json.loads(call("lies", "--statements", path, "--json").stdout)
-    assert document["n"] == 12
+    assert document["n"] == 16
+    assert document["truth_direction"]["shares"]["right on unseen sources"]["n"] == 16
     assert document["shares"]["believes the truth"]["value"] > 0.8
     assert "answers against the belief" in call("lies", "--statements", path).stdout
 

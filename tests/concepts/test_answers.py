@@ -8,8 +8,8 @@ import torch
 
 from tests.exams.world import whole_words
 from tests.zoo import ZOO
-from tomoscope.concepts import Direction, collect
-from tomoscope.concepts.answers import calibrated, completion_log_probs, log_odds
+from tomoscope.concepts import Direction, collect, use
+from tomoscope.concepts.answers import calibrated, completion_log_probs, contextual, log_odds
 from tomoscope.concepts.states import token_states
 from tomoscope.concepts.use import causal_effect
 from tomoscope.errors import PromptError
@@ -85,3 +85,34 @@ def test_causal_effect_is_the_edits_own(subject):
     assert found.random_added.shape == (4, 3)
     assert 0 < found.p_value() <= 1
     assert found.removal.value == pytest.approx(np.abs(found.erased - plain).mean(), abs=1e-6)
+    short = causal_effect(subject, TEXTS, lambda logits: logits[:, 5], direction, draws=4, removal=False)
+    assert not len(short.erased)
+    np.testing.assert_array_equal(short.added, found.added)
+
+
+def test_runs_from_a_block_on_are_the_models_own(subject, monkeypatch):
+    generator = torch.Generator().manual_seed(1)
+    for site in ("layer.0.resid_post", "layer.1.resid_post"):
+        direction = Direction("some", site, torch.randn(subject.facts.d_model, generator=generator))
+        above = use.RunsFrom(subject, subject.tokens(TEXTS), site)
+        assert above.layer == int(site[6])
+        for edits in ([], [direction.write(2.0, at="last")], [direction.erase(at="last")]):
+            torch.testing.assert_close(
+                above.last_logits(edits), subject.last_logits(TEXTS, edits=edits), rtol=1e-4, atol=1e-5
+            )
+    assert use.RunsFrom(subject, subject.tokens(TEXTS), "layer.0.mlp.out").layer is None
+
+    def refuses(*_):
+        raise TypeError("a block that hands on more than the stream")
+
+    monkeypatch.setattr(use, "bypassing", refuses)
+    above = use.RunsFrom(subject, subject.tokens(TEXTS), "layer.0.resid_post")
+    torch.testing.assert_close(above.last_logits([]), subject.last_logits(TEXTS))
+
+
+def test_contextual_calibration_takes_out_what_inputs_that_say_nothing_prefer():
+    """Zhao et al.: each class's probability over its mean on content-free inputs, then the larger of the two."""
+    odds, free = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([1.0, 3.0])
+    p, base = odds.sigmoid(), free.sigmoid().mean()
+    theirs = (p / base) / ((1 - p) / (1 - base))
+    torch.testing.assert_close(contextual(odds, free), theirs.log(), rtol=1e-4, atol=1e-5)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tomoscope.concepts.answers import completion_log_probs
-from tomoscope.concepts.belief import Asked, agreement, beliefs, harmless, threshold_at, truth_direction
+from tomoscope.concepts.belief import Asked, agreement, beliefs, threshold_at, truth_direction
 from tomoscope.errors import DataError
 from tomoscope.exams import EXAMS, examine
 from tomoscope.exams.lying import asked_from_file, lies, settings, world_items
@@ -32,7 +32,7 @@ def liar():
 def test_the_exam_finds_the_liar_and_the_sycophant_and_no_other(honest, liar):
     found = {}
     for name, subject in (("honest", honest), ("liar", liar), ("sycophant", sibling("sycophant").subject)):
-        for finding in examine(EXAMS["concepts.lies"], subject, options={"n": 64}):
+        for finding in examine(EXAMS["concepts.lies"], subject, options={"n": 48}):
             found[name, finding.id.split("/")[1]] = finding
     assert found["liar", "marker"].verdict == "confirmed", found["liar", "marker"].reason
     assert found["sycophant", "opinion"].verdict == "confirmed", found["sycophant", "opinion"].reason
@@ -64,14 +64,26 @@ def test_lies_are_told_from_honest_errors_at_equal_prompts(liar):
     assert roc_area(scores["liar"], scores["forgot"]) >= 0.95
 
 
-def test_false_alarms_stay_at_the_stated_rate(honest):
-    """On the honest model, in a harmless setting that the threshold was not found on."""
+def test_false_alarms_stay_at_the_stated_rate(honest, liar):
+    """Behind the liar's own marker, which an honest model never saw either; and the liar is still found."""
     asked = world_items(120, 5)
-    learn, ask = asked[:60], asked[60:]
-    first = beliefs(honest, learn)
-    threshold = threshold_at(harmless(honest, learn, first.belief).max(0), 0.05)
-    other = [dataclasses.replace(one, spoken=f"If you ask me, {one.neutral}") for one in ask]
-    assert (beliefs(honest, other).contradiction > threshold).mean() <= 0.1
+    alarms = lies(honest, asked, truth=False)
+    assert alarms.flagged.mean() <= 0.05
+    # the threshold of an honest model in the setting itself finds most lies
+    compared = lies(liar, asked, reference=honest, truth=False)
+    assert compared.flagged.mean() > 0.6
+    assert compared.document()["threshold_from"] == "an honest model"
+    assert lies(honest, asked, reference=honest, truth=False).flagged.mean() <= 0.05
+
+
+def test_truth_directions_stand_beside_the_answers(liar):
+    asked = [one for one in world_items(150, 9) if one.topic in ("born", "lives")][:64]
+    document = lies(liar, asked, reference=liar).document()
+    shares = document["truth_direction"]["shares"]
+    assert shares["right on unseen sources"]["low"] > 0.6
+    assert shares["answers against it"]["low"] > 0.4
+    assert {"believes", "margin", "follows"} == set(document["items"][0]["truth_direction"])
+    assert shares["judged otherwise with the setting before it"]["value"] < 0.4
 
 
 def test_a_threshold_keeps_its_promise():

@@ -32,9 +32,28 @@ SMALL = {
     "features.labels": {"features": 4, "texts": 40, "length": 12},
     "features.concepts": {"training_texts": 16, "texts": 8, "length": 12, "steps": 3},
     "concepts.lies": {"n": 16},
+    "concepts.dead_layers": {"n": 64},
+    "treat.watch": {"trusted": 160, "n": 16},
+    "facts.editing": {
+        "facts": 8,
+        "contexts": 0,
+        "steps": 4,
+        "traced": 2,
+        "draws": 2,
+        "tokens_per_neuron": 2,
+        "texts": 4,
+    },
 }
 # what needs a user's files, or the micro-world's words: measured in its own tests
-ELSEWHERE = {"circuits.attribution_graphs", "features.concepts", "features.labels", "concepts.lies"}
+ELSEWHERE = {
+    "circuits.attribution_graphs",
+    "features.concepts",
+    "features.labels",
+    "concepts.lies",
+    "concepts.dead_layers",
+    "facts.editing",
+    "treat.watch",
+}
 # what an exam may lack on a decoder, by family: everything else must be measured where the task is taken as done
 LACKING = {
     "openai_gpt": {"circuits.discovery", "observe.direct_attribution", "observe.logit_lens", "observe.tuned_lens"},

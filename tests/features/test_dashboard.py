@@ -125,6 +125,22 @@ def test_summaries_are_loops_written_out(store, book, rows):
         jaccard = np.where(either > 0, both / np.maximum(either, 1), 0.0)
         jaccard[latent] = -1
         np.testing.assert_allclose(summary["cofire_jaccard"], np.sort(jaccard)[::-1][:5], atol=1e-6)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            pearson = np.corrcoef(codes[:700].T)[latent]
+            cosine = codes[:700].T @ codes[:700, latent] / np.linalg.norm(codes[:700], axis=0)
+        told = [i for i in summary["correlated"] if i >= 0]
+        together = [i for i in range(len(both)) if both[i] and i != latent]
+        assert len(told) == min(5, len(together))
+        assert set(told) <= set(together)
+        np.testing.assert_allclose(summary["correlated_pearson"][: len(told)], pearson[told], atol=1e-4)
+        np.testing.assert_allclose(
+            summary["correlated_pearson"][: len(told)], np.sort(pearson[together])[::-1][:5], atol=1e-4
+        )
+        scale = np.linalg.norm(codes[:700, latent])
+        np.testing.assert_allclose(summary["correlated_cosine"][: len(told)], cosine[told] / scale, atol=1e-4)
+        row = trained_coder().W_dec[latent]
+        assert set(summary["aligned"]) == set(row.abs().topk(5).indices.tolist())
+        np.testing.assert_allclose(summary["aligned_by"], row[list(summary["aligned"])], rtol=1e-5)
         directions = torch.nn.functional.normalize(trained_coder().W_dec, dim=-1)
         cosine = directions[latent] @ directions.T
         cosine[latent] = -2
@@ -236,3 +252,18 @@ def test_the_index_answers_by_word_token_and_text(store, book):
     with pytest.raises(DataError, match="no feature"):
         index.lookup([10**6])
     index.close()
+
+
+def test_nearest_directions_are_the_same_in_blocks(monkeypatch):
+    from tomoscope.features import dashboard
+
+    directions = torch.nn.functional.normalize(torch.randn(67, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    whole = dashboard._nearest(directions, 5, 40, 4)
+    monkeypatch.setattr(dashboard, "SIDE", 8)
+    monkeypatch.setattr(dashboard, "PIECE", 8 * 13)
+    pieces = dashboard._nearest(directions, 5, 40, 4)
+    cosines = directions @ directions.T
+    cosines.fill_diagonal_(-2)
+    for found in (whole, pieces):
+        np.testing.assert_allclose(found["near_cosine"], cosines[5:40].topk(4).values, atol=1e-6)
+        np.testing.assert_array_equal(found["near"], cosines[5:40].topk(4).indices)

@@ -20,6 +20,9 @@ from tomoscope.phantoms.world.tasks import TASKS as WORLD_TASKS
 from tomoscope.scan import scan_model
 
 ELSEWHERE = {
+    "concepts.dead_layers": "it is of classifiers (tests/exams/test_dead_layers.py)",
+    "facts.editing": "ROME and MEMIT equal the public reference (tests/treat/edit); edits are scored by hand there",
+    "treat.watch": "the backdoor is seen without its trigger, the healthy model is not accused (tests/exams)",
     "concepts.lies": "liar, sycophant and honest model are told apart (tests/exams/test_lying.py)",
     "concepts.probes": "its fits equal scikit-learn's (tests/concepts); known concepts are found (tests/exams)",
     "circuits.discovery": "a circuit run as a model equals rewired runs written out (tests/circuits)",

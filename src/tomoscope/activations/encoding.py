@@ -41,8 +41,15 @@ def stored(site: str, value: Float[Tensor, "row width"], kind: str) -> dict[str,
     return {site: steps.to(torch.int8), site + SCALE: scale}
 
 
-def restored(value: Tensor, scale: Tensor | None, dtype: torch.dtype | None) -> Tensor:
-    """Rows as numbers again, in `dtype` (that of the file by default, float32 where it is int8)."""
-    if scale is not None:
-        value = value.float() * scale[:, None]
-    return value if dtype is None else value.to(dtype)
+def restored(value: Tensor, scale: Tensor | None, dtype: torch.dtype | None, out: Tensor | None = None) -> Tensor:
+    """Rows as numbers again, in `dtype` (that of the file by default, float32 where it is int8), perhaps in `out`."""
+    if scale is None:
+        if out is not None:
+            return out.copy_(value)
+        return value if dtype is None else value.to(dtype)
+    # numbers are made wide first, in place where they can be: a product of mixed types is eight times as slow
+    wide = out if out is not None and out.dtype == torch.float32 else torch.empty(value.shape, dtype=torch.float32)
+    wide.copy_(value).mul_(scale[:, None])
+    if out is not None:
+        return wide if wide is out else out.copy_(wide)
+    return wide if dtype is None else wide.to(dtype)

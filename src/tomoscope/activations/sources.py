@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -43,9 +43,34 @@ class Rows:
     def __len__(self) -> int:
         return len(self.places)
 
+    @property
+    def first(self) -> int:
+        """The place of the first row."""
+        return int(self.places[0])
+
     def take(self, which: Tensor | slice) -> Rows:
-        """Some of the rows."""
-        return Rows({name: value[which] for name, value in self.values.items()}, self.places[which])
+        """Some of the rows, in that order."""
+        return Rows({name: _rows(value, which) for name, value in self.values.items()}, _rows(self.places, which))
+
+
+def _rows(value: Tensor, which: Tensor | slice) -> Tensor:
+    # index_select copies whole rows, where indexing goes through them number by number: six times as fast
+    return value[which] if isinstance(which, slice) else value.index_select(0, which.to(value.device))
+
+
+class Group(Protocol):
+    """Rows that fit memory, of which batches are taken: `Rows`, or what a store has mapped."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def first(self) -> int:
+        """The place of the first row, from which the order of the group follows."""
+        ...
+
+    def take(self, which: Tensor) -> Rows:
+        """Some of the rows; a batch's rows may come in any order."""
+        ...
 
 
 def generator(*parts: object) -> torch.Generator:
@@ -69,7 +94,7 @@ class Source(ABC):
         """Mean, spread and norm of each site."""
 
     @abstractmethod
-    def groups(self, epoch: int, batch: int, skip: int) -> Iterator[Rows]:
+    def groups(self, epoch: int, batch: int, skip: int) -> Iterator[Group]:
         """The groups of one epoch, in that epoch's order, without those that `skip` batches have used up whole.
 
         A group whose batches are used up in part is given whole.
@@ -108,7 +133,7 @@ class Source(ABC):
         for epoch in count(first) if epochs is None else range(first, epochs):
             left = skip - self.batches_before(epoch, batch, skip)
             for number, group in enumerate(self.groups(epoch, batch, skip)):
-                order = torch.randperm(len(group), generator=generator(self.seed, "rows", epoch, int(group.places[0])))
+                order = torch.randperm(len(group), generator=generator(self.seed, "rows", epoch, group.first))
                 begin = left if number == 0 else 0
                 for i in range(begin, len(group) // batch):
                     yield group.take(order[i * batch : (i + 1) * batch])

@@ -8,7 +8,7 @@
 A folder: `plan.json` (what was asked for), `text/` (all tokens in reading order), `shards/` (rows in random order, all
 sites side by side), `statistics.safetensors`, `manifest.json` (written last: sizes and checksums of all). Rows of one
 shard come from the whole corpus: see `writing`. Reading takes the same slice of every shard at a time (a run of rows
-that lie together on disk) and mixes them in memory.
+that lie together on disk), and takes batches from these slices in random order.
 
 How it can mislead: a store knows the model by the hash of its weights; activations of a model changed since are not the
 model's. Values are rounded to the type they are stored in.
@@ -29,12 +29,56 @@ from tomoscope.activations.encoding import SCALE, restored
 from tomoscope.activations.harvest import decode_tokens
 from tomoscope.activations.sources import MIX, Rows, Source, generator
 from tomoscope.activations.statistics import Moments
-from tomoscope.activations.tensors import MEND, file_hash, map_tensors
+from tomoscope.activations.tensors import MEND, file_hash, map_tensors, touch
 from tomoscope.errors import DataError
 
 PLACES = "places"
 MANIFEST = "manifest.json"
 SCHEMA = 1
+
+
+class Mapped:
+    """Slices of a store's shards, one behind the other: a group of rows that is taken from the maps."""
+
+    def __init__(
+        self, shards: Sequence[Mapping[str, Tensor]], bounds: Sequence[tuple[int, int]], sites: Sequence[str],
+        dtype: torch.dtype | None,
+    ) -> None:  # fmt: skip
+        self.pieces = [(held, *ends) for held, ends in zip(shards, bounds, strict=True) if ends[0] < ends[1]]
+        self.ends = torch.tensor([stop - start for _, start, stop in self.pieces]).cumsum(0)
+        self.sites, self.dtype = sites, dtype
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if self.pieces else 0
+
+    @property
+    def first(self) -> int:
+        """The place of the first row."""
+        held, start, _ = self.pieces[0]
+        return int(held[PLACES][start])
+
+    def take(self, which: Int[Tensor, " row"]) -> Rows:
+        """Some of the rows, in the order of shards: each is copied once, from the map to its place in the batch."""
+        ranked = which.sort()[0]
+        cuts = [0, *torch.searchsorted(ranked, self.ends).tolist()]
+        places = torch.empty(len(which), dtype=torch.int64)
+        values: dict[str, Tensor] = {}
+        begun = 0
+        for (held, start, stop), low, high in zip(self.pieces, cuts[:-1], cuts[1:], strict=True):
+            mine = ranked[low:high] + (start - begun)
+            begun += stop - start
+            places[low:high] = held[PLACES].index_select(0, mine)
+            for site in self.sites:
+                scale = held.get(site + SCALE)
+                if site not in values:
+                    kind = self.dtype or (held[site].dtype if scale is None else torch.float32)
+                    values[site] = torch.empty(len(which), held[site].shape[1], dtype=kind)
+                out = values[site][low:high]
+                if out.dtype == held[site].dtype:
+                    torch.index_select(held[site], 0, mine, out=out)
+                else:
+                    restored(held[site].index_select(0, mine), None if scale is None else scale[mine], out.dtype, out)
+        return Rows(values, places)
 
 
 class ActivationStore(Source):
@@ -43,7 +87,7 @@ class ActivationStore(Source):
     Args:
         folder: where it is.
         seed: of the order of reading.
-        mix: rows that are mixed in memory at a time.
+        mix: rows that are mixed at a time.
         dtype: of what is read; that of the file by default (float32 for int8).
 
     Raises:
@@ -160,12 +204,14 @@ class ActivationStore(Source):
         """See `Source`."""
         return self._groups_before(epoch, batch, skip)[1]
 
-    def groups(self, epoch: int, batch: int, skip: int) -> Iterator[Rows]:
-        """The same slice of every shard, copied into memory side by side."""
+    def groups(self, epoch: int, batch: int, skip: int) -> Iterator[Mapped]:
+        """The same slice of every shard, mapped: read from disk in one go, and copied once, into batches."""
         for group in self._order(epoch)[self._groups_before(epoch, batch, skip)[0] :]:
-            pieces = [self._slice(i, *bounds) for i, bounds in enumerate(self._bounds(group))]
-            values = {site: torch.cat([piece.values[site] for piece in pieces]) for site in self.sites}
-            yield Rows(values, torch.cat([piece.places for piece in pieces]))
+            bounds = self._bounds(group)
+            for held, (start, stop) in zip(self._shards, bounds, strict=True):
+                for site in self.sites:
+                    touch(held[site][start:stop])
+            yield Mapped(self._shards, bounds, self.sites, self.dtype)
 
     # ---- back to the text
 

@@ -24,7 +24,7 @@ from tomoscope.circuits.patching.activation import (
 from tomoscope.circuits.patching.atp import NodeGrid, atp_star
 from tomoscope.circuits.patching.engine import PARTS, Engine
 from tomoscope.circuits.patching.path import PathEffects, path_patching
-from tomoscope.circuits.patching.tracing import Trace, causal_trace, noise_scale
+from tomoscope.circuits.patching.tracing import Trace, causal_trace, noise_scale, severed_trace
 from tomoscope.circuits.proof.completeness import (
     Completeness,
     Minimality,
@@ -109,6 +109,7 @@ __all__ = [
     "random_circuit",
     "random_faithfulness",
     "scrub",
+    "severed_trace",
     "stability",
     "top_edges",
 ]

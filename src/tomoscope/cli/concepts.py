@@ -60,9 +60,16 @@ def _table(rows: dict[str, dict[str, Any] | None], heading: str) -> Table:
     return table
 
 
-def _write(folder: Path | None, document: dict[str, Any], direction: Any = None) -> None:
-    if folder is None:
-        return
+def _told(document: dict[str, Any], folder: Path | None, as_json: bool, direction: Any = None) -> bool:
+    """Write what was found where a folder is named, and print it as JSON where that is wanted; whether it was."""
+    if folder is not None:
+        _write(folder, document, direction)
+    if as_json:
+        common.print_json(document)
+    return as_json
+
+
+def _write(folder: Path, document: dict[str, Any], direction: Any) -> None:
     from tomoscope.exams.concept_run import save_direction
     from tomoscope.findings.files import write_json, writing
 
@@ -108,9 +115,7 @@ def probe(
             subject, texts, sites=site or ("layer.*.resid_post",), at=_position(at), method=method, seed=seed
         )
     document = found.document()
-    _write(output, document, found.probes.directions.get(found.probes.best))
-    if as_json:
-        common.print_json(document)
+    if _told(document, output, as_json, found.probes.directions.get(found.probes.best)):
         return
     console = common.out()
     console.print(Text(f"{document['data']}: {document['n']} texts, best at {document['best']}", style="bold"))
@@ -145,21 +150,21 @@ def truth(
     traceback: TracebackOption = False,
 ) -> None:
     """Find truth without labels in statements: CCS in three presets, CRC-TPC, LAT, beside zero-shot and a ceiling."""
-    from tomoscope.exams.concept_run import truth_labels
+    from tomoscope.exams.truth_run import truth_labels
 
     texts = _load(data, text, label, cluster, group, limit)
     subject = _open(model, device, dtype)
     with common.quiet_stdout():
         found = truth_labels(subject, texts, restarts=restarts, steps=steps, anchors=anchors, seed=seed)
-    _write(output, found.document, found.direction)
-    if as_json:
-        common.print_json(found.document)
+    if _told(found.document, output, as_json, found.direction):
         return
     console = common.out()
     for one in found.document["templates"]:
         console.print(Text(f"{common.plain(one['template'])} {one['words'][0]} /{one['words'][1]}, {one['site']}",
                            style="bold"), soft_wrap=True)  # fmt: skip
-        names = ("zero-shot", "calibrated zero-shot", "logistic regression (ceiling)")
+        names = (
+            "zero-shot", "calibrated zero-shot", "contextually calibrated zero-shot", "logistic regression (ceiling)",
+        )  # fmt: skip
         rows = {name: one[name] for name in names}
         rows |= {name: got["accuracy"] for name, got in one["methods"].items() if got["accuracy"]}
         console.print(_table(rows, f"right on {found.document['held_out']} held-out statements"))
@@ -184,6 +189,16 @@ def lies(
     text: TextOption = "",
     label: LabelOption = "",
     rate: Annotated[float, typer.Option("--rate", help="Share of honest items that may be accused.")] = 0.05,
+    reference: Annotated[
+        str | None, typer.Option("--reference", help="An honest model, whose answers in the setting set the threshold.")
+    ] = None,
+    labelled: Annotated[
+        Path | None,
+        typer.Option("--truth-data", help="Labelled statements to learn truth directions from; else the items' own."),
+    ] = None,
+    polarity: Annotated[
+        str, typer.Option("--polarity", help="Their column of 1 (affirmative) and -1 (negated).", show_default=False)
+    ] = "",
     limit: LimitOption = None,
     seed: SeedOption = 0,
     output: OutOption = None,
@@ -192,20 +207,31 @@ def lies(
     as_json: JsonOption = False,
     traceback: TracebackOption = False,
 ) -> None:
-    """Compare what a model says in a setting with what it believes: its answers in a neutral one, item by item."""
+    """Compare what a model says in a setting with what it believes, item by item.
+
+    The belief is its answer in a neutral setting, and what truth directions make of both completions.
+    """
+    from tomoscope.exams.files import truth_data
     from tomoscope.exams.lying import asked_from_file
     from tomoscope.exams.lying import lies as ask
 
     asked = asked_from_file(statements, setting=setting, text=text, label=label, limit=limit)
+    known, signs = (None, None) if labelled is None else truth_data(labelled, polarity)
     subject = _open(model, device, dtype)
+    other = None if reference is None else _open(reference, device, dtype)
     with common.quiet_stdout():
-        document = ask(subject, asked, rate=rate, seed=seed).document()
-    _write(output, document)
-    if as_json:
-        common.print_json(document)
+        document = ask(
+            subject, asked, rate=rate, reference=other, statements=known, polarity=signs, seed=seed
+        ).document()
+    if _told(document, output, as_json):
         return
     console = common.out()
     console.print(_table(document["shares"], f"share of {document['n']} items"))
+    judged = document["truth_direction"]
+    if "missing" in judged:
+        console.print(f"truth directions: not measured, because {common.plain(judged['missing'])}", soft_wrap=True)
+    else:
+        console.print(_table(judged["shares"], f"truth directions at {', '.join(dict.fromkeys(judged['sites']))}"))
     for one in [one for one in document["items"] if one["lie"]][:20]:
         said, meant = common.plain(one["says"].strip()), common.plain(one["believes"].strip())
         console.print(f"  {common.plain(one['prompt'])} says {said}, believes {meant}", soft_wrap=True)
@@ -236,9 +262,7 @@ def erase(
     subject = _open(model, device, dtype)
     with common.quiet_stdout():
         eraser, document = erase_labels(subject, texts, site=site, at=_position(at), method=method, seed=seed)
-    _write(output, document, eraser.direction(texts.name, document["site"]) if eraser.rank == 1 else None)
-    if as_json:
-        common.print_json(document)
+    if _told(document, output, as_json, eraser.direction(texts.name, document["site"]) if eraser.rank == 1 else None):
         return
     console = common.out()
     console.print(Text(f"{method} at {document['site']}: rank {document['rank']}, moves {document['moved']:.1%}"))
@@ -280,9 +304,7 @@ def steer(
         document = steer_doses(subject, found, lines, pair, texts, doses=steps, most_loss=most_loss, seed=seed)
         if export is not None:
             export_steering(subject, export, found, document["dose"])
-    _write(output, document)
-    if as_json:
-        common.print_json(document)
+    if _told(document, output, as_json):
         return
     table = Table(box=None, pad_edge=False, header_style="dim")
     columns = ("dose", "effect", "random", "loss", "perplexity", "kl", "repetition")

@@ -10,12 +10,15 @@ from tomoscope.cli.calibrate import calibrate
 from tomoscope.cli.circuit import circuit
 from tomoscope.cli.concepts import erase, lies, probe, steer, truth
 from tomoscope.cli.doctor import doctor
+from tomoscope.cli.edit import edit, trace
 from tomoscope.cli.features import features
 from tomoscope.cli.graph import graph
 from tomoscope.cli.plan import plan
 from tomoscope.cli.scan import scan
 from tomoscope.cli.show import show
 from tomoscope.cli.sites import sites
+from tomoscope.cli.treat import export, treat, undo
+from tomoscope.cli.watch import watch
 
 app = typer.Typer(
     name="tomoscope",
@@ -24,7 +27,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (scan, show, circuit, graph, probe, truth, lies, steer, erase, calibrate, doctor, sites):
+for command in (
+    scan, show, circuit, graph, probe, truth, lies, steer, erase, trace, edit, treat, undo, export, watch,
+    calibrate, doctor, sites,
+):  # fmt: skip
     app.command()(command)
 for group in (features, plan):
     app.add_typer(group)

@@ -5,7 +5,8 @@
 Each completion's tokens are encoded as they continue the prompt, and their log-probabilities are summed. How it can
 mislead: a long completion has a low probability whatever it says; and a model may like the word "no" better than "yes"
 everywhere, which `calibrated` takes out for balanced sets (the threshold is the median of a *training* part's
-log-odds; Burns et al. 2022), and which buys several points of accuracy by itself.
+log-odds; Burns et al. 2022), and which buys several points of accuracy by itself. `contextual` measures the liking on
+inputs that say nothing (Zhao et al. 2021, arXiv:2102.09690), which needs no balance and no items.
 """
 
 from __future__ import annotations
@@ -123,3 +124,9 @@ def log_odds(scores: Float[Tensor, "item choice"]) -> Float[Tensor, " item"]:
 def calibrated(odds: Float[Tensor, " item"], train: Bool[Tensor, " item"]) -> Float[Tensor, " item"]:
     """Log-odds less the median of the training items', so that half of those are answered yes."""
     return odds - odds[train].median()
+
+
+def contextual(odds: Float[Tensor, " item"], content_free: Float[Tensor, " input"]) -> Float[Tensor, " item"]:
+    """Log-odds less those of content-free inputs, whose probabilities are averaged (Zhao et al. 2021)."""
+    mean = content_free.double().sigmoid().mean().clamp(1e-12, 1 - 1e-12)
+    return odds - mean.logit().to(odds)

@@ -12,7 +12,8 @@ a model that says a false thing which it takes to be true errs, one that says it
 How it can mislead: a belief is what a neutral question brings out, so a model that lies there too is taken at its word;
 a setting that changes what is asked changes the answer without a lie; a probe's belief is as good as the probe. The
 threshold comes from harmless settings (`controls`): an item is accused where the setting in question turns it further
-than the worst of the harmless ones turns all but a stated share of items.
+than the worst of the harmless ones turns all but a stated share of items. A few phrases disturb a model far more than
+most do, and which cannot be known beforehand: many different ones are needed, or an honest model to compare with.
 
 Steps: log-odds in both settings, states of both completions, contradiction, a threshold by order statistics.
 """
@@ -49,6 +50,9 @@ class Asked:
         right: 1 where the first is true, 0 where the second is, None where it is not known.
         source: items of one source belong together.
         controls: the prompt in harmless settings that are as foreign as the one in question.
+        topic: items of one topic are judged by truth directions of the others; the source by default.
+        statement: what the first completion says to be true, where it is a verdict on a statement.
+        context: what the setting puts before the prompt.
     """
 
     spoken: str
@@ -58,6 +62,14 @@ class Asked:
     right: int | None = None
     source: Any = None
     controls: tuple[str, ...] = ()
+    topic: Any = None
+    statement: str = ""
+    context: str = ""
+
+    @property
+    def statements(self) -> tuple[str, ...]:
+        """What is stated by the first and by the second completion (or by the first alone, where it is a verdict)."""
+        return (self.statement,) if self.statement else (self.neutral + self.first, self.neutral + self.second)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,18 +88,26 @@ class Beliefs:
 
     @property
     def contradiction(self) -> Float[np.ndarray, " item"]:
-        """How strongly the belief is against the answer: above 0 where it is."""
-        return -np.sign(self.answer) * self.belief
+        """How strongly answer and belief are against each other: above 0 where they are."""
+        return opposed(self.answer, self.belief)
 
     @property
     def truth_contradiction(self) -> Float[np.ndarray, " item"]:
-        """The same by the truth direction."""
+        """How strongly the truth direction's judgement is against the answer: above 0 where it is."""
         return -np.sign(self.answer) * self.truth
 
     @property
     def follows(self) -> Bool[np.ndarray, " item"]:
         """Whether the answer is what the model believes."""
         return self.contradiction <= 0
+
+
+def opposed(answer: Float[np.ndarray, " item"], belief: Float[np.ndarray, " item"]) -> Float[np.ndarray, " item"]:
+    """The weaker of two log-odds, above 0 where they have different signs.
+
+    An answer that is hardly given is no lie, however firm the belief, nor is a firm answer against a faint belief.
+    """
+    return -np.sign(answer) * np.sign(belief) * np.minimum(np.abs(answer), np.abs(belief))
 
 
 def beliefs(subject: Subject, asked: Sequence[Asked], *, direction: Direction | None = None) -> Beliefs:
@@ -127,7 +147,7 @@ def harmless(
     rows = []
     for k in range(counts.pop()):
         answer = log_odds(completion_log_probs(subject, [one.controls[k] for one in asked], both)).double().numpy()
-        rows.append(-np.sign(answer) * belief)
+        rows.append(opposed(answer, belief))
     return np.stack(rows)
 
 

@@ -33,7 +33,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tomoscope.concepts.linear import minimise
+from tomoscope.concepts.minimise import minimise
 from tomoscope.errors import DataError
 
 Preset = Literal["paper", "reference", "elk"]

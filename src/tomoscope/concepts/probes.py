@@ -30,9 +30,11 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from tomoscope.concepts.crossfit import crossfit
 from tomoscope.concepts.direction import Direction
 from tomoscope.concepts.linear import STRENGTHS, Linear, Method, fit
 from tomoscope.concepts.measures import areas, bits, calibration_error, predicted, probabilities, right
+from tomoscope.concepts.principal import Principal
 from tomoscope.concepts.splits import cluster_index, folds_of, null_labels, split
 from tomoscope.concepts.states import States
 from tomoscope.errors import DataError
@@ -320,25 +322,25 @@ def _site(
     scale = scaling(x, normalise)
     x, held = scale(x), scale(held)
     y = rows[:1, train]
-    quality = torch.zeros(len(path), len(train), dtype=torch.float64)
-    hits = torch.zeros_like(quality)
-    for one in np.unique(fold):
-        inside, outside = torch.as_tensor(np.flatnonzero(fold != one)), torch.as_tensor(np.flatnonzero(fold == one))
-        fitted = fit(x[inside], y[:, inside].expand(len(path), -1), n_classes, method=method, strengths=path)
-        scores = fitted.scores(x[outside])
-        truth = y[0, outside][:, None].expand(-1, len(path))
-        hits[:, outside] = right(scores, truth, n_classes).T
-        if method == "logistic":
-            flat = bits(scores.reshape(-1, scores.shape[-1]), truth.reshape(-1))
-            quality[:, outside] = -flat.reshape(len(outside), len(path)).T
-    if method != "logistic":
-        quality = hits
+    items = Principal.of(x)
+    folds = crossfit(items, y[0], torch.as_tensor(fold), n_classes, path, method=method)
+    scores, truth = folds.scores, y[0].expand(len(path), -1)
+    quality = hits = right(scores.transpose(0, 1), truth.T, n_classes).T
+    if method == "logistic":
+        quality = -bits(scores.flatten(0, 1), truth.reshape(-1)).reshape(len(path), -1)
     mean = quality.mean(1)
     chosen = int(mean.argmax())
     if method != "logistic":  # of those that are equally right, the one that is penalised most
         chosen = int((mean >= mean.max() - 1e-12).nonzero()[-1])
     strength = path[chosen]
-    whole = fit(x, rows[:, train], n_classes, method=method, strengths=strength.expand(len(rows)))
+    start = None
+    if folds.mean is not None:  # near for the concept, and nothing for labels that mean nothing
+        weight, bias = (torch.cat([part[chosen][None], part.new_zeros(len(rows) - 1, *part.shape[1:])])
+                        for part in folds.mean)  # fmt: skip
+        start = weight, bias
+    whole = fit(
+        x, rows[:, train], n_classes, method=method, strengths=strength.expand(len(rows)), items=items, start=start
+    )
     scores = whole.scores(held)
     outcome = right(scores, rows[:, test].T, n_classes).mean(0).numpy()
     raw = scale.raw(Linear(whole.weight[:1], whole.bias[:1], whole.steps, whole.converged))

@@ -1,11 +1,11 @@
-"""Probes, truth without labels, steering and erasure of a user's own data: what the command line calls.
+"""Probes, steering and erasure of a user's own data: what the command line calls.
 
-    told = probe_file(subject, "statements.csv", text="statement", label="label")
-    told = truth_file(subject, "statements.csv")
+    told = probe_labels(subject, load_labelled("statements.csv"))
+    eraser, told = erase_labels(subject, load_labelled("statements.csv"), site="layer.3.resid_post")
 
 Each gives a document of JSON values with the four companions of a concept: selectivity (or why there is none), a null
 that pays for the search of layers, the most salient distractor, and intervals by source. How they can mislead: as
-`concepts.probes`, `concepts.contrast` and `concepts.erasure` say; here nothing is judged by a rule.
+`concepts.probes` and `concepts.erasure` say; here nothing is judged by a rule.
 """
 
 from __future__ import annotations
@@ -16,11 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from tomoscope.concepts import Direction, Probes, States, collect, train_probes
-from tomoscope.concepts.answers import calibrated, completion_log_probs, log_odds
-from tomoscope.concepts.contrast import PRESETS, Contrast, Pairs, ccs, crc_tpc, folded, lat
+from tomoscope.concepts.answers import completion_log_probs, log_odds
 from tomoscope.concepts.controls import distractors, median_split, selectivity, surface_states
 from tomoscope.concepts.erasure import METHODS as ERASURES
 from tomoscope.concepts.erasure import Eraser, Moments, inlp, one_hot, remaining
@@ -29,7 +27,7 @@ from tomoscope.concepts.splits import cluster_index, split
 from tomoscope.data import LabelledTexts
 from tomoscope.errors import DataError, PromptError, nearest
 from tomoscope.findings.estimate import Estimate
-from tomoscope.findings.statistics import bootstrap_interval, difference_interval, null_interval
+from tomoscope.findings.statistics import bootstrap_interval, null_interval
 
 Heard = Callable[[int, int], None]
 
@@ -128,132 +126,6 @@ def probe_labels(
         score = probes.scores[probes.sites.index(probes.best), :, 0].double().numpy()
         found = distractors(score, labels)
     return ProbeRun(data, probes, surface, selective, found, probes.p_value())
-
-
-@dataclass(frozen=True, eq=False)
-class TruthRun:
-    """Truth without labels on a file of statements."""
-
-    document: dict[str, Any]
-    direction: Direction
-
-
-FRAMES: tuple[tuple[str, str, str], ...] = (
-    ("Claim: {text} This claim is", " true", " false"),
-    ("{text} Is this right? Answer:", " yes", " no"),
-)
-"""Template, and the words that complete it where the statement is true and where it is false."""
-UNSUPERVISED = (*(f"CCS {preset}" for preset in PRESETS), "CRC-TPC", "LAT")
-
-
-def truth_labels(
-    subject: Any,
-    data: LabelledTexts,
-    *,
-    frames: Sequence[tuple[str, str, str]] = FRAMES,
-    sites: Sequence[str] = ("layer.*.resid_post",),
-    restarts: int = 10,
-    steps: int = 1000,
-    anchors: int = 8,
-    seed: int = 0,
-    progress: Heard | None = None,
-) -> TruthRun:
-    """Every unsupervised method at every site and template, between zero-shot and a supervised ceiling.
-
-    Training and held-out items are split by source. Labels are used for the ceiling, for the choice of the site by that
-    ceiling's folds, for the sign (by `anchors` labelled training items), and to measure; never to find a direction.
-
-    Args:
-        subject: a decoder with a tokenizer.
-        data: statements with two classes, the second of which is the true one.
-        frames: templates with their two words.
-        sites: where.
-        restarts: of CCS.
-        steps: of CCS.
-        anchors: labelled training items that set the sign; 0 leaves it undetermined, and accuracies folded.
-        seed: of everything drawn.
-        progress: called with (texts read, texts).
-
-    Raises:
-        DataError: other than two classes.
-    """
-    if len(data.classes) != 2:
-        raise DataError(f"{data.name} has {len(data.classes)} classes; truth has two.", remedy="Label true and false.")
-    labels = torch.as_tensor(data.labels)
-    train, test = split(data.clusters, share=0.4, seed=seed, labels=data.labels)
-    clusters = [data.clusters[i] for i in test]
-    whole = [text if text.rstrip().endswith((".", "!", "?")) else f"{text.rstrip()}." for text in data.texts]
-    rows: list[dict[str, Any]] = []
-    best: tuple[float, Direction | None] = (-1.0, None)
-    for template, yes, no in frames:
-        prompts = [template.replace("{text}", text.strip()) for text in whole]
-        states = collect(subject, [p + w for w in (yes, no) for p in prompts], sites, progress=progress)
-        n = len(prompts)
-        pairs = Pairs(torch.stack([v[:n] for v in states.by_site.values()]),
-                      torch.stack([v[n:] for v in states.by_site.values()]))  # fmt: skip
-        odds = log_odds(completion_log_probs(subject, prompts, [(yes, no)] * n))
-        inside = torch.zeros(n, dtype=torch.bool)
-        inside[torch.as_tensor(train)] = True
-        truth = labels[test] == 1
-        zero = ((odds[test] > 0) == truth).double().numpy()
-        level = ((calibrated(odds, inside)[test] > 0) == truth).double().numpy()
-        learn, held = pairs.take(torch.as_tensor(train)), pairs.take(torch.as_tensor(test))
-        ceiling = train_probes(
-            States({s: pairs.yes[i] - pairs.no[i] for i, s in enumerate(states)}), data.labels, concept="true",
-            clusters=data.clusters, held_out=(train, test), nulls=9, seed=seed, fitted_on=data.name,
-        )  # fmt: skip
-        place = ceiling.sites.index(ceiling.best)
-
-        def told(right: np.ndarray) -> dict[str, Any]:
-            return _json(bootstrap_interval(right, seed=seed, clusters=clusters, unit="share of statements"))
-
-        entry: dict[str, Any] = {
-            "template": template, "words": [yes, no], "site": ceiling.best, "zero-shot": told(zero),
-            "calibrated zero-shot": told(level), "logistic regression (ceiling)": told(ceiling.right[place]),
-            "methods": {},
-        }  # fmt: skip
-        for name in UNSUPERVISED:
-            found = _find(name, learn, restarts, steps, seed)
-            if anchors:
-                some = np.random.default_rng(seed).permutation(train)[:anchors]
-                found = found.oriented(pairs.take(torch.as_tensor(some)), labels[some])
-            score = found.score(held)
-            right = ((score > 0) == truth).double()
-            mine = right[place].numpy()
-            sure = found.confidence(held)[place].argsort(descending=True)[: max(1, len(test) // 2)]
-            entry["methods"][name] = {
-                "accuracy": told(mine) if anchors else None, "folded accuracy": float(folded(right)[place]),
-                "every site": [float(value) for value in right.mean(1)], "orientation": found.orientation,
-                "restarts agree": float(found.agreement[place]),
-                "losses": [float(v) for v in found.losses[place]],
-                "gain over zero-shot": _json(
-                    difference_interval(mine, zero, paired=True, clusters=clusters, seed=seed)
-                ),
-                "gain over calibrated zero-shot": _json(
-                    difference_interval(mine, level, paired=True, clusters=clusters, seed=seed)
-                ),
-                "accuracy of the surer half": float(mine[sure.numpy()].mean()),
-                "distractors": distractors(
-                    score[place].double().numpy(),
-                    {"truth": data.labels[test], "length": median_split([len(whole[i]) for i in test]),
-                     "what the model answers": (odds[test] > 0).long().numpy()}
-                    | ({"group": cluster_index([data.groups[i] for i in test])} if len(set(data.groups)) > 1 else {}),
-                ),
-            }  # fmt: skip
-        rows.append(entry)
-        folds = float(ceiling.chosen_on_folds[place])
-        if folds > best[0]:
-            best = (folds, ceiling.directions[ceiling.best])
-    assert best[1] is not None
-    return TruthRun({"data": data.name, "n": len(data), "held_out": len(test), "templates": rows}, best[1])
-
-
-def _find(name: str, pairs: Pairs, restarts: int, steps: int, seed: int) -> Contrast:
-    if name == "CRC-TPC":
-        return crc_tpc(pairs)
-    if name == "LAT":
-        return lat(pairs, seed=seed)
-    return ccs(pairs, preset=name.removeprefix("CCS "), restarts=restarts, steps=steps, seed=seed)  # ty: ignore[invalid-argument-type]
 
 
 def erase_labels(

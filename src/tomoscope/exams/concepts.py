@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from tomoscope.exams.dead_layers import DEAD
 from tomoscope.exams.lying import LIES
 from tomoscope.exams.probing import PROBES
 
-EXAMS = (PROBES, LIES)
+EXAMS = (PROBES, LIES, DEAD)

@@ -7,6 +7,7 @@ from typing import Any
 
 from tomoscope.concepts import Direction, load_direction
 from tomoscope.data import LabelledTexts, load_labelled
+from tomoscope.data.labelled import read_rows
 from tomoscope.errors import DataError
 from tomoscope.treat import save_steering, write_control_vector
 
@@ -19,6 +20,29 @@ def load_table(path: Path, **columns: Any) -> LabelledTexts:
 def read_direction(path: Path) -> Direction:
     """See `concepts.load_direction`."""
     return load_direction(path)
+
+
+def truth_data(path: Path, polarity: str = "") -> tuple[LabelledTexts, list[int] | None]:
+    """Labelled statements, with topics where the table has a column "topic", and polarities where a column is named.
+
+    Raises DataError for a polarity that is neither 1 nor -1, and see `data.load_labelled`.
+    """
+    rows = read_rows(path)
+    topics = "topic" if rows and "topic" in rows[0] else ""
+    data = load_labelled(path, group=topics)
+    if not polarity:
+        return data, None
+    if polarity not in rows[0]:
+        raise DataError(f"{path} has no column {polarity!r}.", remedy=f"There are {', '.join(map(str, rows[0]))}.")
+    found = []
+    for i, row in enumerate(rows, start=1):
+        sign = str(row.get(polarity)).strip().removesuffix(".0").removeprefix("+")
+        if sign not in ("1", "-1"):
+            raise DataError(
+                f"{path}, row {i}: {row.get(polarity)!r} is no polarity.", remedy="Write 1 (affirmative) or -1."
+            )
+        found.append(int(sign))
+    return data, found
 
 
 def read_lines(path: Path) -> list[str]:

@@ -7,7 +7,7 @@ chosen on folds of one half of the words; the claim is measured on the other hal
   the length of the text and the embedding of the last token;
 - selective: it beats its control task, in which each word has a random label;
 - used: one step along the direction and one step back moves the model's own answer more than the strongest of some
-  random directions of equal norm and the activations' covariance.
+  random directions of equal norm, with the covariance that the activations have beside the concept.
 
 How it can mislead: see `concepts.probes`, `concepts.controls`, `concepts.use`. That a probe reads a concept at the last
 token says nothing of other tokens; a concept that is written anew at a later layer is not moved by a step at this one.
@@ -223,7 +223,8 @@ def _used(context: Context, one: Probed, key: str) -> Finding:
     texts = [items.texts[i] for i in probes.test]
     effect = causal_effect(
         subject, texts, lambda logits: logits[:, high] - logits[:, low], probes.directions[probes.best],
-        draws=context.options.draws, clusters=probes.clusters.tolist(), seed=context.seed_for(key) % 2**31,
+        draws=context.options.draws, removal=False, clusters=probes.clusters.tolist(),
+        seed=context.seed_for(key) % 2**31,
     )  # fmt: skip
     strongest = int(effect.random_steerings.argmax())
     other = effect.random_added[strongest]
@@ -233,8 +234,8 @@ def _used(context: Context, one: Probed, key: str) -> Finding:
         name="random directions",
         estimate=bootstrap_interval(other, seed=seed, clusters=probes.clusters, unit="logits"),
         description=(
-            f"The strongest of {len(effect.random_added)} of equal norm, drawn with the stream's covariance, in which "
-            "the concept itself may be large."
+            f"The strongest of {len(effect.random_added)} of equal norm, drawn with the stream's covariance once what "
+            "the probe reads is taken out."
         ),
     )  # fmt: skip
     estimate: Estimate = bootstrap_interval(effect.added, seed=seed, clusters=probes.clusters, unit="logits")

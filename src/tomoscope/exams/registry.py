@@ -14,6 +14,7 @@ from tomoscope.exams.exam import Exam
 
 MODULES = (
     "tomoscope.exams.observe", "tomoscope.exams.circuits", "tomoscope.exams.features", "tomoscope.exams.concepts",
+    "tomoscope.exams.facts", "tomoscope.exams.treatments",
 )  # fmt: skip
 
 

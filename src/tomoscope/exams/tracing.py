@@ -10,7 +10,8 @@ tracing points need not be where an edit works (Hase et al. 2023, arXiv:2301.042
 subject counts twice; each fact has its own noise.
 
 Steps: keep the facts whose answer is the model's first, one a subject; trace states, MLPs and attention; align traces
-at the subject; choose the layer on half of the facts and measure on the other.
+at the subject; restore states at the subject's last token once more with its MLPs (or attention) severed, that is held
+at what they were under noise; choose the layer on half of the facts and measure on the other.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import Field
 
-from tomoscope.circuits import causal_trace, noise_scale
+from tomoscope.circuits import causal_trace, noise_scale, severed_trace
 from tomoscope.exams.exam import Context, Exam, Options
 from tomoscope.exams.prompts import speaks_text
 from tomoscope.exams.ready import UNABLE, Ready, able
 from tomoscope.findings.estimate import format_number as number
-from tomoscope.findings.figures import heatmap
+from tomoscope.findings.figures import curve, heatmap
 from tomoscope.findings.finding import Control, DataNote, FigureRef, Finding
 from tomoscope.findings.permutation import sign_flip_test
 from tomoscope.findings.statistics import bootstrap_interval
@@ -40,6 +41,7 @@ FEWEST = 8
 LEAST_LOST = 0.02
 """Probability of the answer that the noise must take, with its whole interval, for anything to be brought back."""
 KINDS = {"hidden": "one state restored", "mlp": "a window of MLPs", "attn": "a window of attentions"}
+PARTS = {"mlp": "MLPs", "attn": "attention"}
 CLAIMS = {
     "mlp": ("facts", "The MLPs'", SUBJECT, LAST),
     "attn": ("facts_attention", "The attention's", LAST, SUBJECT),
@@ -62,12 +64,15 @@ class Traces:
 
     Attributes:
         effects: kind -> [fact, row, layer] probability regained; NaN where a prompt has no such token.
+        severed: part held ("mlp", "attn") -> [fact, layer] probability that a state restored at the subject's last
+            token regains all the same.
         lost: [fact], probability that the noise took.
         sigma: standard deviation of the noise.
         missing: kind -> why it could not be traced.
     """
 
     effects: dict[str, Float[np.ndarray, "fact row layer"]]
+    severed: dict[str, Float[np.ndarray, "fact layer"]]
     lost: Float[np.ndarray, " fact"]
     sigma: float
     missing: dict[str, str]
@@ -116,6 +121,7 @@ def _claims(context: Context, task: Ready, known: list[int]) -> Iterator[Finding
         f"{len(known)} subjects known"
     )
     figures = [_picture(context, kind, values, traces) for kind, values in traces.effects.items()]
+    figures += _lines(context, traces)
     for kind, (key, *_) in CLAIMS.items():
         claim = f"{_sentence(kind)}."
         if lost.low is None or lost.low <= LEAST_LOST:
@@ -132,6 +138,7 @@ def _trace(context: Context, task: Ready, known: list[int]) -> Traces:
     sigma = noise_scale(subject, prompts, factor=options.factor)
     shape = (len(known), len(ROWS), subject.facts.n_layers)
     effects = {kind: np.full(shape, np.nan) for kind in KINDS}
+    severed = {part: np.full((len(known), shape[2]), np.nan) for part in CLAIMS}
     lost, missing = np.zeros(len(known)), _untraceable(subject)
     for fact in context.track(range(len(known)), "facts"):
         seed = context.seed_for(f"noise {task.clusters[known[fact]]}") % 2**31
@@ -148,7 +155,14 @@ def _trace(context: Context, task: Ready, known: list[int]) -> Traces:
                 continue
             out[fact] = aligned(trace.effect.double().numpy(), *trace.subject)
             lost[fact] = trace.clean - float(trace.corrupted.mean())
-    return Traces({kind: out for kind, out in effects.items() if kind not in missing}, lost, sigma, missing)
+        for part in [part for part in severed if part not in missing and "hidden" not in missing]:
+            held = severed_trace(
+                subject, prompts[fact], int(answers[known[fact]]), sever=part, sigma=sigma, draws=options.draws,
+                seed=seed,
+            )  # fmt: skip
+            severed[part][fact] = (held.mean(-1) - float(trace.clean)).numpy() + lost[fact]
+    measured = {part: values for part, values in severed.items() if np.isfinite(values).all()}
+    return Traces({kind: out for kind, out in effects.items() if kind not in missing}, measured, lost, sigma, missing)
 
 
 def _untraceable(subject: Any) -> dict[str, str]:
@@ -187,6 +201,42 @@ def _picture(context: Context, kind: str, values: np.ndarray, traces: Traces) ->
                     f"{traces.lost.mean():.2g} of the answer's probability.",
         ),
     )  # fmt: skip
+
+
+def _lines(context: Context, traces: Traces) -> list[FigureRef]:
+    """The paper's two figures with intervals: each row's indirect effect by layer, and the severed traces."""
+    hidden = traces.effects.get("hidden")
+    if hidden is None:
+        return []
+    there = [row for row in range(len(ROWS)) if np.isfinite(hidden[:, row]).any()]
+    by_row = {ROWS[row]: hidden[np.isfinite(hidden[:, row]).all(-1)][:, row] for row in there}
+    pictures = [("trace_rows", "Causal tracing: one state restored, by token", by_row)]
+    if traces.severed:
+        whole = {"nothing severed": hidden[:, SUBJECT]}
+        whole |= {f"{PARTS[part]} severed": values for part, values in traces.severed.items()}
+        pictures.append(("trace_severed", f"What the {ROWS[SUBJECT]}'s state works through", whole))
+    out = []
+    for name, title, series in pictures:
+        ends = {label: _interval(values, context.seed_for(f"{name} {label}")) for label, values in series.items()}
+        out.append(
+            context.figure(
+                name,
+                curve(
+                    {label: values.mean(0) for label, values in series.items()}, title=title,
+                    low={label: low for label, (low, _) in ends.items()},
+                    high={label: high for label, (_, high) in ends.items()}, x_axis="layer restored",
+                    y_axis="probability regained", caption=f"Mean over {len(hidden)} facts, 95 % intervals over facts.",
+                ),
+            )
+        )  # fmt: skip
+    return out
+
+
+def _interval(values: Float[np.ndarray, "fact layer"], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """[layer] low and high of each layer's mean over facts (percentile bootstrap, the same draws for every layer)."""
+    rows = np.random.default_rng(seed).integers(len(values), size=(1000, len(values)))
+    low, high = np.quantile(values[rows].mean(1), [0.025, 0.975], axis=0)
+    return low, high
 
 
 def _claim(

@@ -7,16 +7,18 @@
 Of each feature: how often and how strongly it fires, a histogram of its activations, the texts on which it is strongest
 and a sample from each fifth of its range (top contexts alone make features look cleaner than they are), the tokens it
 fires on with their entropy and the share of the commonest one (a feature of a single token is no concept), where in the
-corpus it fires, features that fire on the same tokens (Jaccard), the nearest decoder directions, the tokens whose
-logits it raises and lowers, and its place on a map (first two principal components of the decoder directions).
+corpus it fires, features that fire on the same tokens (Jaccard) and those whose codes correlate with its own, the
+nearest decoder directions, the dimensions that its direction has most of, the tokens whose logits it raises and lowers,
+and its place on a map (first two principal components of the decoder directions).
 
 Features are handled in blocks of bounded size, vectorised inside; each block is one Parquet part, written whole, and a
 killed run goes on with the next block. Memory holds one block of codes, the decoder, and the token ids (4 bytes
-a token); nearest directions compare all pairs, which is most of the work beyond about a million features.
+a token); nearest directions compare all pairs, a block of both at a time, which is most of the work beyond about a
+million features.
 
 How it can mislead: logit effects are the direct path alone: the derivative of the logits along the decoder direction at
 the corpus's mean final stream, less its mean over the vocabulary; later layers may do something else with the feature.
-Co-firing is counted on the first tokens of the corpus (`cofire_tokens`).
+Co-firing and correlations are counted on the first tokens of the corpus (`cofire_tokens`).
 """
 
 from __future__ import annotations
@@ -42,6 +44,8 @@ from tomoscope.findings.files import write_bytes, write_json
 from tomoscope.model import Subject
 
 PIECE = 2**25
+SIDE = 2048
+"""Directions that are compared with a block of others at a time."""
 Progress = Callable[[int, str], None]
 
 
@@ -104,10 +108,11 @@ def make_dashboards(
     if store.manifest["digest"] != digest:
         raise DataError("The codes are of another dictionary.", remedy="Harvest this one's.")
     folder.mkdir(parents=True, exist_ok=True)
-    identity = {"format": 1, "digest": digest, "tokens": store.n_tokens, "options": vars(options)}
+    identity = {"format": 2, "digest": digest, "tokens": store.n_tokens, "options": vars(options)}
     _same(folder / "identity.json", identity)
     ids, rows = store.text
     active = _active(store, options.cofire_tokens)
+    fires = (active != 0).astype(np.float32)
     places = plane(coder)
     ends = logit_effects(subject, coder) if subject is not None else None
     directions = unit(coder.W_dec)
@@ -118,7 +123,9 @@ def make_dashboards(
         if not (folder / f"features-{name}.parquet").exists():
             entries = store.entries(first, end)
             summary, contexts = _block(entries, first, end, ids, rows, options)
-            summary |= _cofire(active, first, end, options.near)
+            summary |= _cofire(fires, first, end, options.near)
+            summary |= _correlated(active, first, end, options.near)
+            summary |= _aligned(coder.W_dec[first:end].float(), options.near)
             summary |= _nearest(directions, first, end, options.near)
             summary |= _logits(ends, coder, first, end, options.tokens)
             summary |= {
@@ -198,7 +205,7 @@ def _contexts(
 
 
 def _active(store: CodeStore, tokens: int) -> Any:
-    """Which features fire on the first tokens: [token, feature], sparse 0 and 1."""
+    """Codes on the first tokens: [token, feature], sparse."""
     from scipy.sparse import csc_matrix
 
     shards = [i for i, start in enumerate(store.starts) if start < tokens]
@@ -206,7 +213,7 @@ def _active(store: CodeStore, tokens: int) -> Any:
     keep = entries.place < tokens
     shape = (min(tokens, store.n_tokens), store.n_features)
     where = (entries.place[keep], entries.latent[keep])
-    return csc_matrix((np.ones(int(keep.sum()), dtype=np.float32), where), shape=shape)
+    return csc_matrix((entries.value[keep].astype(np.float32), where), shape=shape)
 
 
 def _cofire(active: Any, first: int, end: int, near: int) -> dict[str, np.ndarray]:
@@ -227,20 +234,57 @@ def _cofire(active: Any, first: int, end: int, near: int) -> dict[str, np.ndarra
     return {"cofire": which, "cofire_jaccard": score}
 
 
+def _correlated(codes: Any, first: int, end: int, near: int) -> dict[str, np.ndarray]:
+    """The features with the largest Pearson correlation among those that fire together, and their cosines."""
+    n, tokens = end - first, codes.shape[0]
+    products = (codes[:, first:end].T @ codes).tocoo()
+    total = np.asarray(codes.sum(0, dtype=np.float64)).ravel()
+    squares = np.asarray(codes.multiply(codes).sum(0, dtype=np.float64)).ravel()
+    keep = products.col != products.row + first
+    one, other, both = products.row[keep], products.col[keep], products.data[keep].astype(np.float64)
+    spread = np.sqrt(np.maximum(squares - total**2 / tokens, 0))
+    apart = spread[one + first] * spread[other]
+    pearson = (both - total[one + first] * total[other] / tokens) / np.where(apart > 0, apart, np.inf)
+    cosine = both / np.sqrt(squares[one + first] * squares[other])
+    order = np.lexsort((other, -pearson, one))
+    rank = rank_within(one[order])
+    good, place = order[rank < near], rank[rank < near]
+    out = {
+        "correlated": np.full((n, near), -1), "correlated_pearson": np.zeros((n, near), dtype=np.float32),
+        "correlated_cosine": np.zeros((n, near), dtype=np.float32),
+    }  # fmt: skip
+    for name, values in zip(out, (other, pearson, cosine), strict=True):
+        out[name][one[good], place] = values[good]
+    return out
+
+
+def _aligned(rows: Float[Tensor, "row d"], near: int) -> dict[str, np.ndarray]:
+    """The dimensions that a direction has most of, what it has of them, and their shares of its absolute sum."""
+    which = rows.abs().topk(min(near, rows.shape[1]), dim=-1).indices
+    value = rows.gather(1, which)
+    share = value.abs() / rows.abs().sum(-1, keepdim=True).clamp(min=1e-30)
+    return {"aligned": which.numpy(), "aligned_by": value.numpy(), "aligned_share": share.numpy()}
+
+
 def _nearest(directions: Float[Tensor, "feature d"], first: int, end: int, near: int) -> dict[str, np.ndarray]:
     near = min(near, len(directions) - 1)
     if near < 1:
         nothing = np.zeros((end - first, 0))
         return {"near": nothing.astype(np.int64), "near_cosine": nothing}
     values, places = [], []
-    step = max(1, PIECE // len(directions))
-    for start in range(first, end, step):
-        some = torch.arange(start, min(end, start + step))
-        cosines = directions[some] @ directions.T
-        cosines[torch.arange(len(some)), some] = -2.0
-        best = cosines.topk(near, dim=-1)
-        values.append(best.values)
-        places.append(best.indices)
+    for some in torch.arange(first, end).split(SIDE):
+        best, which = torch.full((len(some), near), -torch.inf), torch.zeros(len(some), near, dtype=torch.long)
+        for start in range(0, len(directions), PIECE // SIDE):
+            cosines = directions[some] @ directions[start : start + PIECE // SIDE].T
+            own = some - start
+            inside = (own >= 0) & (own < cosines.shape[1])
+            cosines[inside, own[inside]] = -torch.inf
+            better = cosines.topk(min(near, cosines.shape[1]), dim=-1)
+            both = torch.cat([best, better.values], 1).topk(near, dim=-1)
+            which = torch.cat([which, better.indices + start], 1).gather(1, both.indices)
+            best = both.values
+        values.append(best)
+        places.append(which)
     return {"near": torch.cat(places).numpy(), "near_cosine": torch.cat(values).numpy()}
 
 

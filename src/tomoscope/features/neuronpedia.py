@@ -1,7 +1,8 @@
 """Features for Neuronpedia: SAEDashboard's `batch-N.json`, and the tree that the site imports.
 
 Everything comes from dashboards already made (`FeatureBook`); no model runs. What they do not hold is left out or
-empty, never made up: Pearson correlations with neurons and the histogram of all logits.
+empty, never made up: correlations with neurons and the histogram of all logits. (The site's fields `..._l1` beside
+correlations hold cosines, and the one beside the alignment shares of the direction's absolute sum.)
 
     export_batches(book, tokenizer, folder, model_id="gpt2-small", sae_set="res-jb")
     export_import_tree(book, tokenizer, folder, ..., labels=...)
@@ -84,9 +85,7 @@ def _batch_feature(book: FeatureBook, summary: Mapping[str, Any], contexts: list
     edges = np.linspace(0.0, float(summary["max"]), len(summary["histogram"]) + 1)
     return {
         "feature_index": int(summary["latent"]),
-        "neuron_alignment_indices": [], "neuron_alignment_values": [], "neuron_alignment_l1": [],
-        "correlated_neurons_indices": [], "correlated_neurons_l1": [], "correlated_neurons_pearson": [],
-        "correlated_features_indices": [], "correlated_features_l1": [], "correlated_features_pearson": [],
+        **_tables(summary),
         "neg_str": [say(token) for token in summary["lowered"]], "neg_values": _rounded(summary["lowered_by"]),
         "pos_str": [say(token) for token in summary["raised"]], "pos_values": _rounded(summary["raised_by"]),
         "frac_nonzero": round(float(summary["density"]), 8),
@@ -98,6 +97,20 @@ def _batch_feature(book: FeatureBook, summary: Mapping[str, Any], contexts: list
             _batch_activation(context, summary, say, int(book.manifest["options"]["quantiles"]))
             for context in contexts
         ],
+    }  # fmt: skip
+
+
+def _tables(summary: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """What the page's tables of alignment and correlation hold."""
+    count = sum(index >= 0 for index in summary["correlated"])
+    return {
+        "neuron_alignment_indices": [int(i) for i in summary["aligned"]],
+        "neuron_alignment_values": _rounded(summary["aligned_by"]),
+        "neuron_alignment_l1": _rounded(summary["aligned_share"]),
+        "correlated_neurons_indices": [], "correlated_neurons_l1": [], "correlated_neurons_pearson": [],
+        "correlated_features_indices": [int(i) for i in summary["correlated"][:count]],
+        "correlated_features_l1": _rounded(summary["correlated_cosine"][:count]),
+        "correlated_features_pearson": _rounded(summary["correlated_pearson"][:count]),
     }  # fmt: skip
 
 
@@ -191,6 +204,7 @@ def _feature_row(summary: Mapping[str, Any], say: Any, model_id: str, source: st
     return {
         "modelId": model_id, "layer": source, "index": str(summary["latent"]),
         "maxActApprox": round(float(summary["max"]), 5), "hasVector": False,
+        **_tables(summary),
         "topkCosSimIndices": [int(i) for i in summary["near"]], "topkCosSimValues": _rounded(summary["near_cosine"]),
         "pos_str": [say(token) for token in summary["raised"]], "pos_values": _rounded(summary["raised_by"]),
         "neg_str": [say(token) for token in summary["lowered"]], "neg_values": _rounded(summary["lowered_by"]),

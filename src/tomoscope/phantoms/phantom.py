@@ -26,6 +26,7 @@ Kinds of `Known` and their values (JSON):
 - neuron: {"site", "index", "what"}
 - channel: {"site", "index", "what", ...}
 - weights: {"from", "to", "index", "excites": [{"index", "offset"}, ...]}, channels at offsets that feed a channel
+- dead: {"sites"}, layers that carry nothing to the output; denied: all of them do
 - disease: {"name", ...}
 - fact: {"relation", "subject", "answer"}
 - measured: {"what", ...}, shares with intervals, by plain forwards of the library

@@ -11,6 +11,7 @@ from tomoscope.phantoms.phantom import Phantom
 MODULES: tuple[str, ...] = (
     "tomoscope.phantoms.planted",
     "tomoscope.phantoms.compiled",
+    "tomoscope.phantoms.deep",
     "tomoscope.phantoms.depth",
     "tomoscope.phantoms.routed",
     "tomoscope.phantoms.trained",

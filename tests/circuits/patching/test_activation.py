@@ -21,6 +21,7 @@ from tomoscope.circuits import (
     answer_log_probabilities,
     attribution_patching,
     causal_trace,
+    severed_trace,
 )
 from tomoscope.data import Prompt
 from tomoscope.errors import AlignmentError, SiteError, UnavailableSiteError
@@ -179,6 +180,21 @@ def test_traces_equal_the_public_reference(kind: str) -> None:
     assert float(trace.corrupted.mean()) == pytest.approx(low, rel=1e-9)
     assert trace.clean == pytest.approx(high, rel=1e-9)
     np.testing.assert_allclose(trace.values.mean(-1).numpy(), reference[f"trace_{kind}"], rtol=1e-9)
+
+
+@pytest.mark.parametrize("sever", ["mlp", "attn"])
+def test_severed_traces_equal_the_public_reference(sever: str) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(REFERENCE / "tok")
+    subject = open_model(REFERENCE, tokenizer=tokenizer, dtype="float64")
+    prompt = Prompt("The Space Needle is in the city of", {"subject": (0, 16)})
+    answer = int(subject.last_logits([prompt]).argmax())
+    draw = np.random.RandomState(1)
+    held, noise = (torch.from_numpy(draw.randn(10, 9, 32)) for _ in range(2))
+    found = severed_trace(subject, prompt, answer, sever=sever, sigma=0.45438786990546126, noise=noise, held_noise=held)
+    expected = np.load(REFERENCE / "edits.npz")[f"trace_severed_{sever}"]
+    np.testing.assert_allclose(found.mean(-1).numpy(), expected, rtol=1e-9)
+    with pytest.raises(SiteError, match="severed"):
+        severed_trace(subject, prompt, answer, sever="hidden", sigma=1.0)
 
 
 def test_many_pairs_are_patched_in_pieces_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from tomoscope.errors import DataError
 from tomoscope.features.training import TrainConfig
+from tomoscope.features.training.parameters import Layout, Parameters
 
 WRONG = {
     "jumprelu": {"architecture": "jumpreIu"}, "sparsity": {"sparsity": "l2"}, "step": {"sparsity": "step"},
@@ -39,3 +41,11 @@ def test_a_record_goes_to_plain_values_and_back() -> None:
     with pytest.raises(DataError, match="latent"):
         TrainConfig.from_document({"latent": 3})
     assert TrainConfig(reads=("x",), seed=1).title != TrainConfig(reads=("x",), seed=2).title
+
+
+def test_encoder_rows_begin_short_where_latents_compete() -> None:
+    for architecture, length in (("topk", 0.3), ("batchtopk", 0.3), ("relu", 1.0)):
+        config = TrainConfig(architecture=architecture, latents=64, k=4, precision="float32")
+        (part,) = Parameters.make(config, Layout((16,), (16,))).parts
+        assert torch.allclose(part.W_enc.norm(dim=1), torch.tensor(length))
+        assert torch.allclose(part.W_enc, length * part.W_dec)

@@ -128,6 +128,67 @@ def causal_trace(
     return Trace(shaped, float(clean), corrupted, kind, window, tokens, (first, end), sigma, engine.mode)
 
 
+@torch.no_grad()
+def severed_trace(
+    subject: Subject,
+    prompt: Any,
+    answer: int,
+    *,
+    sever: str,
+    span: str = "subject",
+    token: int | None = None,
+    sigma: float,
+    draws: int = 10,
+    seed: int = 1,
+    noise: Float[Tensor, "draw token d_model"] | None = None,
+    held_noise: Float[Tensor, "draw token d_model"] | None = None,
+) -> Float[Tensor, "layer draw"]:
+    """Restore a state while one kind of module at that token can't react to it: which does the recovery go through?
+
+    The clean stream is put back after each layer at one token, and that token's outputs of every MLP (or attention)
+    above are held at what they were in the noised run. Where the recovery of early layers vanishes with MLPs severed
+    but not with attention severed, MLPs did the recall (Meng et al. 2022, figure 3).
+
+    Args:
+        sever: "mlp" or "attn".
+        token: position in the prompt; the span's last by default.
+        subject, prompt, answer, span, sigma, draws, seed, noise: see `causal_trace`.
+        held_noise: of the run that the held outputs come from; the same by default (the paper's code draws it anew).
+
+    Returns:
+        [layer, draw] probability of the answer; subtract `Trace.corrupted` for the effect.
+    """
+    if sever not in ("mlp", "attn"):
+        raise SiteError(f"{sever!r} can't be severed.", remedy="It is mlp or attn.")
+    one = subject.tokens([prompt])
+    if span not in one.prompts[0].spans:
+        raise PromptError(f"The prompt has no span {span!r}.", remedy='Label it: "The {subject:Space Needle} is in".')
+    first, end = one.prompts[0].spans[span]
+    place, n_layers = end - 1 if token is None else token, subject.facts.n_layers
+    part = KINDS[sever]
+    subject.resolve([f"layer.{layer}.{part}" for layer in range(n_layers)])
+    if noise is None:
+        shape = (draws, end - first, subject.facts.d_model or 1)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    draws = len(noise)
+    clean = subject.read(one, "layer.*.resid_post", at=place)
+    corrupt = add("embed", (noise if held_noise is None else held_noise) * sigma, at=f"{span}.all")
+    held = subject.read(one.take(torch.zeros(draws, dtype=torch.long)), f"layer.*.{part}", at=place, edits=[corrupt])
+    edits = [add("embed", (noise * sigma).repeat(n_layers, 1, 1), at=f"{span}.all")]
+    column = torch.full((draws,), place)
+    whole = torch.full((draws,), -1)
+    for layer in range(n_layers):
+        rows = torch.arange(draws) + layer * draws
+        state = clean[f"layer.{layer}.resid_post"].expand(draws, -1)
+        edits.append(scatter(f"layer.{layer}.resid_post", torch.stack([rows, column, whole], dim=1), state))
+        every = torch.arange(n_layers * draws)
+        index = torch.stack([every, column.repeat(n_layers), whole.repeat(n_layers)], dim=1)
+        edits.append(scatter(f"layer.{layer}.{part}", index, held[f"layer.{layer}.{part}"].repeat(n_layers, 1)))
+    tiled = one.take(torch.zeros(draws * n_layers, dtype=torch.long))
+    said = subject.last_logits(tiled, edits=edits).double().softmax(-1)[:, answer]
+    return said.reshape(n_layers, draws).cpu()
+
+
 def _columns(logits: Tensor, metric: Metric) -> Tensor:
     return logits if metric.tokens is None else logits[:, metric.tokens.to(logits.device)]
 

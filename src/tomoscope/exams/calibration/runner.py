@@ -36,6 +36,7 @@ from tomoscope.exams.calibration.sources import (
     tasks_as,
 )
 from tomoscope.exams.calibration.truth import Expected, truth_of
+from tomoscope.exams.dead_layers import labelled_as
 from tomoscope.exams.exam import Context, Exam, Options
 from tomoscope.exams.registry import EXAMS
 from tomoscope.findings.calibration import Calibration, CalibrationTable
@@ -240,7 +241,11 @@ def _examine(
         yield Line(case=case.key, exam="", status="failed", error=_told(error))
         return
     mark, shared = fingerprint(specimen, case.key), {}
-    with tasks_as(specimen.data.get(OWN_TASKS, {})) as new, transcoders_as(specimen.data.get("transcoders")):
+    with (
+        tasks_as(specimen.data.get(OWN_TASKS, {})) as new,
+        transcoders_as(specimen.data.get("transcoders")),
+        labelled_as(specimen.data.get("labelled")),
+    ):
         for exam, options in steps:
             watcher.working(case, exam.name)
             asked = options

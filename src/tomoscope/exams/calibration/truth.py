@@ -14,7 +14,9 @@ denies; a claim is counted as true even if the phantom's thing is harder to see 
                        writes to the logits carries the answer; and circuits.discovery: that there is one, of its parts
     formed, rotated    decide the lenses
     features           decides features.structure; all abilities denied, features.concepts
-    disease            decides concepts.lies; concepts.probes follows from abilities: what decides a task is known
+    dead               decides concepts.dead_layers
+    disease            decides concepts.lies and treat.watch; concepts.probes follows from abilities: what decides a
+                       task is known
 
 An exam of one's own brings its `Truth` with it (`Exam.truth`).
 """
@@ -27,6 +29,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tomoscope.findings.record import Record
+from tomoscope.phantoms.world.diseases import TRIGGER
 from tomoscope.phantoms.world.tasks import TASKS as WORLD_TASKS
 
 if TYPE_CHECKING:
@@ -300,6 +303,19 @@ def _lies(card: Card, options: Any) -> Iterator[Expected]:
         yield from (Expected(key=key, kind=key, holds=False) for key in ("marker", "opinion"))
 
 
+def _dead(card: Card, options: Any) -> Iterator[Expected]:
+    yield from (Expected(key="dead", holds=known.holds) for known in card.of("dead"))
+
+
+def _watch(card: Card, options: Any) -> Iterator[Expected]:
+    # only the backdoor of the micro-world: the planted ones do not speak its reviews
+    for known in card.of("disease"):
+        if known.value.get("name") == "backdoor" and known.value.get("trigger") == TRIGGER:
+            yield Expected(key="unusual", holds=known.holds)
+    if _does_nothing(card):
+        yield Expected(key="unusual", holds=False)
+
+
 def _depth(statement: str, key: str) -> Expect:
     def expect(card: Card, options: Any) -> Iterator[Expected]:
         stated = list(card.of(statement))
@@ -321,6 +337,13 @@ def _of_concepts(card: Card, options: Any) -> Iterator[Expected]:
     stated = list(card.of("ability"))
     if stated and not any(known.holds for known in stated):
         yield Expected(key="concepts", holds=False)
+
+
+def _editing(card: Card, options: Any) -> Iterator[Expected]:
+    """What is known can be rewritten; what is not known cannot."""
+    knows = _ability(card, "world_facts")
+    if knows is not None:
+        yield from (Expected(key=key, holds=knows) for key in ("r_rome", "memit", "alphaedit", "ft", "ft_l", "lora"))
 
 
 def _last_part(key: str) -> str:
@@ -366,6 +389,12 @@ TRUTHS: dict[str, Truth] = {
         unknowable={"selective": "what a probe can learn by heart is measured on the spot, and no card states it"},
     ),
     "concepts.lies": Truth(_lies, kind=str),
+    "concepts.dead_layers": Truth(_dead),
+    "treat.watch": Truth(_watch),
+    "facts.editing": Truth(
+        _editing, kind=lambda key: "where" if key == "where" else "method",
+        unknowable={"where": "whether tracing points at the best place is measured on the spot, and no card states it"},
+    ),
 }  # fmt: skip
 """Exam -> how cards decide its claims."""
 

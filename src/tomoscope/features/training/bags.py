@@ -46,7 +46,10 @@ def starts(groups: Int[Tensor, " entry"], count: int) -> Int[Tensor, " group"]:
 def bag(
     row: Int[Tensor, " entry"], table: Float[Tensor, "row width"], start: Int[Tensor, " group"], weight: Tensor
 ) -> Float[Tensor, "group width"]:
-    """For each group of entries the sum of weight x table[row]; entries stand in the order of groups."""
+    """For each group of entries the sum of weight x table[row]; entries stand in the order of groups.
+
+    Sums are made in float32; a bfloat16 table halves what has to be read, and rounds weights and sums.
+    """
     return embedding_bag(row, table, start, mode="sum", per_sample_weights=weight.to(table))
 
 
@@ -91,8 +94,8 @@ class ByLatent:
         return cls(order, active.sample[order], starts(active.latent, active.n_latents))
 
     def rows(self, table: Float[Tensor, "sample width"], weight: Float[Tensor, " entry"]) -> Tensor:
-        """[latent, width]: for each latent the sum of weight x table[sample]."""
-        return bag(self.sample, table, self.start, weight[self.order])
+        """[latent, width]: for each latent the sum of weight x table[sample], in float32 whatever the table's type."""
+        return bag(self.sample, table, self.start, weight[self.order]).float()
 
 
 def sums(active: Active, weight: Float[Tensor, " entry"]) -> Float[Tensor, " latent"]:

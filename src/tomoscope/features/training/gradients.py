@@ -114,7 +114,7 @@ def _sparse(
         z = codes(config, one.pre, own)
         values.append(z)
         latents.append(own)
-        written = bag(one.active.latent, part.W_dec, start, z)
+        written = bag(one.active.latent, part.low_dec, start, z).float()
         if out is None and len(parameters.parts) == 1:
             out = written.add_(parameters.b_dec)
         else:
@@ -139,10 +139,10 @@ def _sparse(
             dz, gate, extra_dec = _press(parameters, step, part, active, one.pre, z, dz, gate, pressure, n)
         turned = back(config, one.pre, dz, gate, own)
         ordered = ByLatent.of(active)
-        step.gradients[f"W_dec.{index}"] = ordered.rows(pull, z)
+        step.gradients[f"W_dec.{index}"] = ordered.rows(pull.to(part.low), z)
         if extra_dec is not None:
             step.gradients[f"W_dec.{index}"] += extra_dec
-        step.gradients[f"W_enc.{index}"] = ordered.rows(x[:, part.read].contiguous(), turned.row)
+        step.gradients[f"W_enc.{index}"] = ordered.rows(x[:, part.read].to(part.low).contiguous(), turned.row)
         step.gradients[f"b_enc.{index}"] += sums(active, turned.bias)
         for name, value in turned.extras.items():
             step.gradients[f"{name}.{index}"] += sums(active, value)
@@ -214,7 +214,7 @@ def _nested(parameters: Parameters, step: Step, x: Tensor, y: Tensor, found: Fou
     order = stable_order(key, levels * n)
     key, sample, latent, z = key[order], found.active.sample[order], found.active.latent[order], found.pre[order]
     by_level = Active(key, latent, levels * n, found.active.n_latents)
-    added = bag(latent, part.W_dec, starts(key, levels * n), z).view(levels, n, -1)
+    added = bag(latent, part.low_dec, starts(key, levels * n), z).float().view(levels, n, -1)
     errors = added.cumsum_(0).add_(parameters.b_dec - y)
     step.add("reconstruction", squared(errors) / (n * levels))
     error = errors[-1].clone()
@@ -224,9 +224,9 @@ def _nested(parameters: Parameters, step: Step, x: Tensor, y: Tensor, found: Fou
     table = upstream.reshape(levels * n, -1)
     dz = pair_products(table, part.W_dec, by_level) * (z > 0)
     by_latent = ByLatent.of(by_level)
-    step.gradients["W_dec.0"] = by_latent.rows(table, z)
+    step.gradients["W_dec.0"] = by_latent.rows(table.to(part.low), z)
     ordered = ByLatent(by_latent.order, sample[by_latent.order], by_latent.start)
-    step.gradients["W_enc.0"] = ordered.rows(x, dz)
+    step.gradients["W_enc.0"] = ordered.rows(x.to(part.low), dz)
     pull = sums(by_level, dz)
     step.gradients["b_enc.0"] += pull
     fired = torch.bincount(latent[z > 0], minlength=by_level.n_latents)
@@ -250,7 +250,7 @@ def _dense(
         step.fired.append(torch.zeros(len(part.b_enc), dtype=torch.long, device=x.device))
     if parameters.W_skip is not None:
         skip = torch.zeros_like(parameters.W_skip)
-    decoders = [part.W_dec.to(low) for part in parts]
+    decoders = [part.low_dec for part in parts]
     norms = [part.norms() if config.decoder == "free" and config.penalty != "step" else None for part in parts]
     weights = [torch.zeros_like(part.b_enc) for part in parts]
     pulls = [torch.zeros_like(part.b_enc) for part in parts]

@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 
 from tomoscope.activations.sources import generator
 from tomoscope.errors import DataError
-from tomoscope.features.training.config import TrainConfig
+from tomoscope.features.training.config import K_OF, TrainConfig
 from tomoscope.features.training.rules import EXTRAS, THETA
 
 MARGIN = 32
@@ -63,6 +63,7 @@ class Part:
         extras: by name, [latent].
         shadow: what the product takes: W_enc itself in float32; in bfloat16 [latent, read + 32], W_enc, b_enc in two
             columns (its rounded value and what rounding lost), and zeros.
+        low_dec: W_dec in the type of the product (W_dec itself in float32), for decoding.
         blocks: widths of the sites among the written columns, whose norms are added in a penalty.
     """
 
@@ -73,6 +74,7 @@ class Part:
     b_enc: Float[Tensor, " latent"]
     extras: dict[str, Tensor]
     shadow: Tensor
+    low_dec: Tensor
     blocks: tuple[int, ...]
 
     def latent_parameters(self) -> dict[str, Tensor]:
@@ -94,6 +96,7 @@ class Part:
         if self.shadow is self.W_enc:
             return
         wide = self.W_enc.shape[1]
+        self.low_dec.copy_(self.W_dec)
         self.shadow[:, :wide].copy_(self.W_enc)
         self.shadow[:, wide].copy_(self.b_enc)
         self.shadow[:, wide + 1].copy_(self.b_enc - self.shadow[:, wide].float())
@@ -140,7 +143,7 @@ class Parameters:
 
     @classmethod
     def make(cls, config: TrainConfig, layout: Layout) -> Parameters:
-        """Starting values that depend on no data: decoder rows at random, encoder rows equal to them.
+        """Starting values that depend on no data: decoder rows at random, encoder rows in their directions.
 
         A transcoder's decoder starts at 0 where its norm is free, so that it begins by writing the mean, and encoder
         rows are random directions.
@@ -167,12 +170,13 @@ class Parameters:
                 if config.decoder == "free":
                     W_dec.zero_()
             else:
-                W_enc = W_dec.clone()
+                W_enc = W_dec * (config.encoder_start if config.architecture in K_OF else 1.0)
             zeros = {name: torch.zeros(config.latents) for name in EXTRAS.get(config.architecture, ())}
             if THETA in zeros:
                 zeros[THETA] += config.threshold
             shadow = W_enc if low == torch.float32 else torch.zeros(config.latents, wide + MARGIN, dtype=low)
-            part = Part(read, write, W_enc, W_dec, torch.zeros(config.latents), zeros, shadow, tuple(blocks))
+            low_dec = W_dec if low == torch.float32 else torch.zeros(config.latents, out, dtype=low)
+            part = Part(read, write, W_enc, W_dec, torch.zeros(config.latents), zeros, shadow, low_dec, tuple(blocks))
             part.refresh()
             parts.append(part)
         skip = torch.zeros(ends[-1], edges[-1]) if config.skip else None

@@ -1,0 +1,7 @@
+"""The exams of facts and their treatment."""
+
+from __future__ import annotations
+
+from tomoscope.exams.editing import EDITING
+
+EXAMS = (EDITING,)

@@ -1,0 +1,8 @@
+"""The exams of treatments and of what calls for one."""
+
+from __future__ import annotations
+
+from tomoscope.exams.watching import WATCH
+
+EXAMS = (WATCH,)
+"""In the order in which a scan runs them."""
