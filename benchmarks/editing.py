@@ -2,8 +2,8 @@
 
 Both run the search of MEMIT's z (Meng et al. 2023) with the same losses, steps and contexts on the same model: a GPT-2
 of the small one's shape with random weights and the embedded model's tokenizer. One by one is what the papers' code
-does: rows padded on the right, the whole model run with a hook, torch's Adam, all positions' logits. Its vectors are compared
-with ours.
+does: rows padded on the right, the whole model run with a hook, torch's Adam, all positions' logits. Its vectors are
+compared with ours.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CONTEXTS = ("{}", *(f"{start} {{}}" for start in (
     "You can visit the city in the evening.",
 )))  # fmt: skip
 LAYER = 5
-SETTINGS = TargetSettings(steps=10, clamp=0.75, stop=0.0)
+SETTINGS = TargetSettings(steps=20, clamp=0.75, stop=0.0)
 
 
 def subject_of(width: int) -> Subject:
