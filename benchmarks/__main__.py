@@ -6,8 +6,8 @@ import importlib
 import sys
 
 NAMES = (
-    "read_overhead", "patch_grid", "edge_scores", "attribution_graph", "activation_store", "dictionary_training",
-    "feature_dashboards", "probes", "scan_time",
+    "read_overhead", "patch_grid", "edge_scores", "circuit_growth", "attribution_graph", "activation_store",
+    "dictionary_training", "feature_dashboards", "probes", "scan_time",
 )  # fmt: skip
 
 if __name__ == "__main__":

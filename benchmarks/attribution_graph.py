@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,7 +20,7 @@ from typing import Any
 import torch
 import transformers
 
-from benchmarks.common import matmul_rate, tell
+from benchmarks.common import Peer, matmul_rate, tell
 from tomoscope.circuits.attribution import AttributionGraph, LocalReplacement, attribution_graph, node_influence, prune
 from tomoscope.circuits.attribution.skeleton import find_skeleton
 from tomoscope.features import SparseCoder, TranscoderSet, save_transcoders
@@ -62,27 +60,6 @@ def floor_flops(subject: Subject, graph: AttributionGraph) -> float:
     return blocks * (4.0 * d * heads + 2.0 * P * heads) + sources
 
 
-class Peer:
-    """circuit-tracer in its own process, which makes one graph when it is told to."""
-
-    def __init__(self, python: str, folder: Path, batch: int) -> None:
-        script = Path(__file__).with_name("attribution_peer.py")
-        self.process = subprocess.Popen(
-            [python, str(script), str(folder), str(batch)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def __call__(self) -> dict[str, Any]:
-        """One run of the peer."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            sys.exit("the peer's process ended: see its error above")
-        return json.loads(line)
-
-
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     start = time.perf_counter()
     out = work()
@@ -101,19 +78,20 @@ def main(
         return attribution_graph(subject, transcoders, prompt, replacement=replacement)
 
     graph = ours()
-    floor = floor_flops(subject, graph) / matmul_rate()
+    flops = floor_flops(subject, graph)
     peers = {}
     if peer:
         folder = Path(tempfile.mkdtemp())
         subject.model.save_pretrained(folder / "model")  # ty: ignore[call-non-callable]
         save_transcoders(transcoders, folder / "transcoders")
         (folder / "prompt.json").write_text(json.dumps(prompt))
-        peers = {batch: Peer(peer, folder, batch) for batch in BATCHES}
+        peers = {batch: Peer(peer, "attribution.py", folder, batch) for batch in BATCHES}
         for one in peers.values():
             one()
-    seconds, analysis = [], []
+    seconds, analysis, floors = [], [], []
     theirs: dict[int, list[dict[str, Any]]] = {batch: [] for batch in peers}
     for _ in range(rounds):
+        floors.append(flops / matmul_rate())
         spent, graph = timed(ours)
         seconds.append(spent)
         analysis.append(timed(lambda found=graph: (node_influence(found), prune(found)))[0])
@@ -132,7 +110,8 @@ def main(
         }  # fmt: skip
     tell(
         "attribution_graph", features=graph.n_features, nodes=graph.n_nodes, edges=graph.n_edges,
-        seconds=statistics.median(seconds), floor_seconds=floor, times_floor=statistics.median(seconds) / floor,
+        seconds=statistics.median(seconds), floor_seconds=statistics.median(floors),
+        times_floor=statistics.median(s / f for s, f in zip(seconds, floors, strict=True)),
         prune_seconds=statistics.median(analysis), gap=graph.gap, **numbers,
     )  # fmt: skip
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,9 +25,9 @@ def gpt2_small(*, attention: str = "sdpa") -> Subject:
     return build_subject(transformers.GPT2LMHeadModel(config).eval(), name="gpt2-small shape")
 
 
-def interleaved(works: dict[str, Callable[[], Any]], *, rounds: int) -> dict[str, list[float]]:
+def interleaved(works: dict[Any, Callable[[], Any]], *, rounds: int) -> dict[Any, list[float]]:
     """Seconds of each work, one after the other in each round, so that a slow moment hits all alike."""
-    out: dict[str, list[float]] = {name: [] for name in works}
+    out: dict[Any, list[float]] = {name: [] for name in works}
     for work in works.values():
         work()
     for _ in range(rounds):
@@ -35,7 +38,7 @@ def interleaved(works: dict[str, Callable[[], Any]], *, rounds: int) -> dict[str
     return out
 
 
-def ratio(times: dict[str, list[float]], name: str, base: str) -> float:
+def ratio(times: dict[Any, list[float]], name: Any, base: Any) -> float:
     """Median of the rounds' ratios: each round is its own comparison."""
     return statistics.median(a / b for a, b in zip(times[name], times[base], strict=True))
 
@@ -56,3 +59,30 @@ def matmul_rate() -> float:
     for _ in range(20):
         left @ right
     return 20 * 2 * 2048 * 768 * 3072 / (time.perf_counter() - start)
+
+
+class Peer:
+    """A public implementation in a process of its own, which does one piece of work for every line it is given.
+
+    Args:
+        python: an interpreter of an environment that has the implementation.
+        script: its name in `peers/`.
+        arguments: of the script.
+    """
+
+    def __init__(self, python: str, script: str, *arguments: object) -> None:
+        path = Path(__file__).parent / "peers" / script
+        self.process = subprocess.Popen(
+            [python, str(path), *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def __call__(self, line: str = "go") -> dict[str, Any]:
+        """One piece of work; what the peer says of it."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            sys.exit("the peer's process ended: see its error above")
+        return json.loads(answer)

@@ -1,25 +1,28 @@
 """Scores of all edges of GPT-2 small's shape: against the public EAP-IG code, and against the floor of forwards.
 
 The floor of EAP is three forwards a pair (clean, corrupted, and a backward that costs a forward without weights'
-gradients), of EAP-IG with m steps 2 + 2 m. The reference is run by `--peer PYTHON` (see `peers/eap_ig.py`); without it
-the comparison is with the gradient of a mask by autograd, one pair at a time, which copies the stream for each head.
+gradients), of EAP-IG with m steps 2 + 2 m. The reference is run by `--peer PYTHON` (see `peers/edge_scores.py`), in
+turns with ours and at its better batch size; without it the comparison is with the gradient of a mask by autograd, one
+pair at a time, which copies the stream for each head.
 Exact patching is compared with one plain forward an edge (a sample of them).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-import subprocess
+import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.common import gpt2_small, interleaved, ratio, tell
+from benchmarks.common import Peer, gpt2_small, interleaved, ratio, tell
 from tomoscope.circuits import Pairs
 from tomoscope.circuits.graph import Graph
 from tomoscope.circuits.scores.edges import edge_scores
@@ -28,6 +31,7 @@ from tomoscope.circuits.wiring.wiring import Wiring
 from tomoscope.model import Subject
 
 PEAK_KB = "VmHWM"
+METHODS = ("EAP", "EAP-IG-inputs")
 
 
 def pairs_of(subject: Subject, count: int, length: int) -> Pairs:
@@ -39,25 +43,18 @@ def pairs_of(subject: Subject, count: int, length: int) -> Pairs:
     return Pairs(subject.tokens(clean.tolist()), subject.tokens(corrupted.tolist()), answers, wrong)
 
 
-def reference(python: str, subject: Subject, pairs: Pairs, steps: int, rounds: int) -> tuple[dict[str, Any], Any]:
-    """Seconds by method, and scores by method, of the public code in its own environment."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        subject.model.save_pretrained(folder)  # ty: ignore[not-callable]
-        given = {
-            "clean": pairs.clean.input_ids.tolist(),  # ty: ignore[unresolved-attribute]
-            "corrupted": pairs.corrupted.input_ids.tolist(),  # ty: ignore[unresolved-attribute]
-            "answers": pairs.answers[:, 0].tolist(),
-            "wrong": pairs.wrong[:, 0].tolist(),
-            "steps": steps,
-            "rounds": rounds,
-            "batch_size": 1,
-        }
-        (folder / "pairs.json").write_text(json.dumps(given))
-        script = Path(__file__).parent / "peers" / "eap_ig.py"
-        subprocess.run([python, str(script), str(folder)], check=True, capture_output=True)
-        seconds = json.loads((folder / "eap.json").read_text())
-        return seconds, {m: np.load(folder / f"eap_{m}.npy") for m in ("EAP", "EAP-IG-inputs")}
+def reference(python: str, folder: Path, subject: Subject, pairs: Pairs, steps: int) -> Peer:
+    """The public code in its own environment, ready to score these pairs."""
+    subject.model.save_pretrained(folder)  # ty: ignore[not-callable]
+    given = {
+        "clean": pairs.clean.input_ids.tolist(),  # ty: ignore[unresolved-attribute]
+        "corrupted": pairs.corrupted.input_ids.tolist(),  # ty: ignore[unresolved-attribute]
+        "answers": pairs.answers[:, 0].tolist(),
+        "wrong": pairs.wrong[:, 0].tolist(),
+        "steps": steps,
+    }
+    (folder / "pairs.json").write_text(json.dumps(given))
+    return Peer(python, "edge_scores.py", folder)
 
 
 def main(pairs: int = 4, length: int = 16, steps: int = 5, rounds: int = 3, peer: str = "", exact: int = 64) -> None:
@@ -83,25 +80,33 @@ def main(pairs: int = 4, length: int = 16, steps: int = 5, rounds: int = 3, peer
             total += torch.autograd.grad(value.sum(), mask)[0]
         return total / pairs
 
-    works = {
+    works: dict[Any, Callable[[], Any]] = {
         "forward": forward,
         "EAP": lambda: edge_scores(subject, made, graph=graph, method="EAP"),
         "EAP-IG-inputs": lambda: edge_scores(subject, made, graph=graph, steps=steps),
     }
-    times = interleaved(works, rounds=rounds)
-    theirs, scores = reference(peer, subject, made, steps, rounds) if peer else ({}, {})
+    folder = Path(tempfile.mkdtemp())
+    asked = {}
+    if peer:
+        public = reference(peer, folder, subject, made, steps)
+        sizes = sorted({1, pairs})
+        for method, frozen, size in itertools.product(METHODS, (False, True), sizes):
+            line = json.dumps({"method": method, "frozen": frozen, "batch_size": size})
+            asked[method, frozen, size] = lambda line=line: public(line)
+    times = interleaved({**works, **asked}, rounds=rounds)
     for method, forwards in (("EAP", 3), ("EAP-IG-inputs", 2 + 2 * steps)):
-        seconds = min(times[method])
+        seconds = statistics.median(times[method])
         found = edge_scores(subject, made, graph=graph, method=method, steps=steps).scores
         told: dict[str, Any] = {
             "seconds": seconds, "times_floor": ratio(times, method, "forward") / forwards, "edges": graph.n_edges,
         }  # fmt: skip
-        if method in scores:
-            told |= {
-                "speedup": theirs[method] / seconds,
-                "speedup_frozen": theirs[f"{method} frozen"] / seconds,
-                "worst": float(np.abs(found.numpy() - scores[method]).max() / np.abs(scores[method]).max()),
-            }
+        if peer:
+            scores = np.load(folder / f"eap_{method}.npy")
+            told["worst"] = float(np.abs(found.numpy() - scores).max() / np.abs(scores).max())
+            for frozen in (False, True):
+                each = {size: ratio(times, (method, frozen, size), method) for size in sizes}
+                told["speedup_frozen" if frozen else "speedup"] = min(each.values())
+                told["speedup_frozen_by_batch" if frozen else "speedup_by_batch"] = each
         elif method == "EAP":
             start = time.perf_counter()
             expected = mask_gradient()
@@ -138,6 +143,6 @@ if __name__ == "__main__":
     parser.add_argument("--length", type=int, default=16)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--peer", default="", help="a Python that has the reference (see peers/eap_ig.py)")
+    parser.add_argument("--peer", default="", help="a Python that has the reference (see peers/edge_scores.py)")
     parser.add_argument("--exact", type=int, default=64)
     main(**vars(parser.parse_args()))

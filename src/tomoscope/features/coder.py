@@ -149,7 +149,7 @@ class SparseCoder:
 
     def encoder_rows(self, features: Int[Tensor, " row"], like: Tensor) -> Float[Tensor, "row d_in"]:
         """Encoder directions of some features, in the type and on the device of `like`."""
-        return self.W_enc.T[features.to(self.W_enc.device)].to(like)
+        return self.W_enc.index_select(1, features.to(self.W_enc.device)).T.to(like)
 
     def decoder_rows(self, features: Int[Tensor, " row"], like: Tensor) -> Float[Tensor, "row d_out"]:
         """Decoder directions of some features."""

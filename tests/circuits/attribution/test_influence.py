@@ -112,6 +112,21 @@ def test_uneven_positions_are_met_one_by_one() -> None:
     torch.testing.assert_close(dense_rows(sweep, rows), whole, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gptj", "gemma2"])
+def test_tokens_are_met_alike_through_the_heads_and_in_one_product(name: str) -> None:
+    replacement = LocalReplacement.of(subject_of(name), transcoders("jump_skip"), PROMPT)
+    rows = feature_rows(replacement, torch.arange(replacement.n_active))
+    sweep, long = Sweep(replacement), Sweep(replacement)
+    assert sweep.folded.tokens is not None
+    long.folded.__dict__["tokens"] = None  # as for a prompt longer than the heads are wide
+    torch.testing.assert_close(dense_rows(sweep, rows), dense_rows(long, rows), rtol=0, atol=1e-12)
+
+
+def test_a_long_prompt_goes_through_the_heads() -> None:
+    replacement = LocalReplacement.of(subject_of("gpt2"), transcoders("relu"), list(range(3, 60)))
+    assert Sweep(replacement).folded.tokens is None
+
+
 @pytest.mark.parametrize("name", ["gpt2", "gemma2", "gpt_neox", "bloom"])
 def test_patterns_that_do_not_fit_are_read_block_by_block(name: str) -> None:
     subject = subject_of(name)

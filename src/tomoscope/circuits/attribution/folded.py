@@ -61,6 +61,24 @@ class Folded:
         W_V = block.attention.fold(parts.W_V.to(like).transpose(1, 2))
         return W_O.contiguous(), W_V.contiguous(), pattern
 
+    @cached_property
+    def tokens(self) -> Float[Tensor, "query d_model key"] | None:
+        """What a direction in the stream after the lowest attention reads of each token, at each of its positions.
+
+        None where the prompt is so long that going through the heads takes fewer products, or less memory.
+        """
+        like, positions = self.replacement.tokens, self.replacement.n_positions
+        W_O, W_V, pattern = self.attention(0)
+        bytes_needed = (positions**2 + 2 * len(W_O) * positions) * like.shape[1] * like.element_size()
+        if positions > len(W_O) * W_O.shape[2] or bytes_needed > SHARE * free_bytes(like.device):
+            return None
+        values = like @ W_V.transpose(1, 2)  # [kv_head, key, head_dim]: what each token gives the heads
+        given = values.repeat_interleave(len(W_O) // len(W_V), 0) @ W_O.transpose(1, 2)  # [head, key, d_model]
+        read = torch.bmm(given.permute(1, 2, 0), pattern.permute(2, 0, 1))  # [key, d_model, query]
+        own = torch.arange(positions, device=like.device)
+        read[own, :, own] += like
+        return read.permute(2, 1, 0).contiguous()
+
     def skip(self, layer: int) -> tuple[Tensor | None, Tensor | None]:
         """A skip path [d_model, d_model] from what is written to what is read, and its scale by position; or Nones."""
         if layer not in self._skips:

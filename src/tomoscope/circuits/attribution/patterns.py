@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tomoscope.model import Batch, Subject, replace
+from tomoscope.model import Activations, Batch, Subject, replace
 from tomoscope.model.bypass import bypassing
 from tomoscope.model.memory import free_bytes
 
@@ -39,6 +41,15 @@ class Patterns:
                 self._kept.clear()
             self._kept[layer] = self._read(layer)
         return self._kept[layer]
+
+    def names(self, layers: Iterable[int]) -> list[str]:
+        """Sites to read in a run that is made anyway, for `take`; none where patterns can't be kept."""
+        return [f"layer.{layer}.attn.pattern" for layer in layers] if self.keeps else []
+
+    def take(self, acts: Activations, layers: Iterable[int]) -> None:
+        """Keep the patterns of `names`."""
+        for layer in layers if self.keeps else ():
+            self._kept[layer] = acts[f"layer.{layer}.attn.pattern"][0].to(self.dtype)
 
     def _read(self, layer: int) -> Tensor:
         name = f"layer.{layer}.attn.pattern"

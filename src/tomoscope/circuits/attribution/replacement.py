@@ -194,17 +194,21 @@ class _Freezing:
         self.constants: list[Tensor] = []
         self.read_constants: list[Tensor] = []
         self.patterns = Patterns(subject, batch, self.work)
+        self.exact = subject.structure.embed_adds and subject.sites()["embed"].available
 
     def done(self) -> LocalReplacement:
         n_layers = len(self.skeleton.blocks)
         step = self._layers_at_once()
-        tokens, constant = self._start()
+        tokens, constant, acts = torch.empty(0), torch.empty(0), None
         for start in range(0, n_layers, step):
             layers = range(start, min(start + step, n_layers))
             acts = self._read(layers)
+            if start == 0:
+                tokens, constant = self._start(acts)
             for layer in layers:
                 constant = self._layer(layer, acts, constant)
-        final, ending, logits = self._end(constant)
+        assert acts is not None  # there is no model without layers
+        final, ending, logits = self._end(acts, constant)
         layer = torch.cat([torch.full_like(f, i) for i, (_, f, _) in enumerate(self.codes)])
         return LocalReplacement(
             self.subject, self.transcoders, self.batch, self.zeroed, tuple(self.blocks), final,
@@ -225,17 +229,20 @@ class _Freezing:
         value = acts[self.subject.grammar.parse(name)[0].name]
         return value.to(self.work).reshape(-1, value.shape[-1])
 
-    def _start(self) -> tuple[Tensor, Tensor]:
+    def _start(self, acts: Activations) -> tuple[Tensor, Tensor]:
         """The embeddings, and the constants that stand beside them."""
-        exact = self.subject.structure.embed_adds and self.subject.sites()["embed"].available
-        acts = self.subject.read(self.batch, "layer.0.resid_pre", *(["embed"] if exact else []), keep_device=True)
         stream = self._take(acts, "layer.0.resid_pre")
         # where a norm follows the embedding (BLOOM), all of the stream's start is the tokens'
-        tokens = self._take(acts, "embed") if exact else stream
+        tokens = self._take(acts, "embed") if self.exact else stream
         return tokens, stream - tokens
 
     def _read(self, layers: range) -> Activations:
-        names: list[str] = []
+        """One run for some layers, and for the start and the end of the stream where these are among them."""
+        names = self.patterns.names(layers)
+        if 0 in layers and self.exact:
+            names.append("embed")
+        if layers.stop == len(self.skeleton.blocks):
+            names += [f"layer.{layers.stop - 1}.resid_post"] + ["norm.final"] * (self.skeleton.final_norm is not None)
         for layer in layers:
             block = self.skeleton.blocks[layer]
             parts = ["resid_pre", "mlp.in", "mlp.out"] + ([] if block.parallel else ["resid_mid"])
@@ -243,7 +250,9 @@ class _Freezing:
             names += [n.path for n in (block.attention_norm, block.mlp_norm) if n is not None]
             if block.end_norm is not None:
                 names += [block.end_norm.path, f"{block.end_norm.path}.input"]
-        return self.subject.read(self.batch, *names, keep_device=True)
+        acts = self.subject.read(self.batch, *names, keep_device=True)
+        self.patterns.take(acts, layers)
+        return acts
 
     # ---- one layer
 
@@ -298,11 +307,10 @@ class _Freezing:
 
     # ---- the end
 
-    def _end(self, constant: Tensor) -> tuple[FrozenNorm, Tensor, Tensor]:
+    def _end(self, acts: Activations, constant: Tensor) -> tuple[FrozenNorm, Tensor, Tensor]:
         self.constants.append(constant)
-        last, norm = f"layer.{len(self.blocks) - 1}.resid_post", self.skeleton.final_norm
-        acts = self.subject.read(self.batch, last, *([] if norm is None else ["norm.final"]), keep_device=True)
-        stream = self._take(acts, last)
+        norm = self.skeleton.final_norm
+        stream = self._take(acts, f"layer.{len(self.blocks) - 1}.resid_post")
         normed = stream if norm is None else self._take(acts, "norm.final")
         return _frozen(norm, stream, normed), normed[-1], self.subject.last_logits(self.batch)[0].to(self.work)
 

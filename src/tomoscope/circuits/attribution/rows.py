@@ -41,6 +41,10 @@ def largest(block: Float[Tensor, "row column"], share: float) -> Float[Tensor, "
     return ordered.gather(1, enough[:, None])[:, 0]
 
 
+def _joined(parts: list[Tensor], dtype: torch.dtype) -> Tensor:
+    return torch.cat(parts).to(dtype) if parts else torch.empty(0, dtype=dtype)
+
+
 @dataclass(eq=False)
 class Collector:
     """Takes tiles of rows in any order and gives compressed rows in theirs.
@@ -79,33 +83,34 @@ class Collector:
         if self._rest is None or self._mass is None:
             self._rest = torch.zeros(self.n_rows, dtype=block.dtype)
             self._mass = torch.zeros(self.n_rows, dtype=block.dtype)
-        mask = block != 0
+        mine, kept = rows.cpu(), block
+        left = block.new_zeros(len(block)) if rest is None else rest
         if self.keep < 1 and block.shape[1]:
-            mask &= block.abs() >= largest(block, self.keep)[:, None]
-        row, column = mask.nonzero(as_tuple=True)
-        mine = rows.cpu()
-        self._counts[mine] = mask.sum(1).cpu()
-        left = (block * ~mask).sum(1)
-        self._rest[mine] = (left if rest is None else left + rest).cpu()
+            small = block.abs() < largest(block, self.keep)[:, None]
+            kept = block.masked_fill(small, 0)
+            left = left + (block - kept).sum(1)
+        # where the edges are in the block, as numbers in order: rows follow from a search, columns from a remainder
+        width, flat = block.shape[1], kept.flatten()
+        place = flat.nonzero()[:, 0]
+        bounds = torch.searchsorted(place, torch.arange(len(block) + 1, device=place.device) * width)
+        self._counts[mine] = bounds.diff().cpu()
+        self._rest[mine] = left.cpu()
         self._mass[mine] = (block.abs().sum(1) if mass is None else mass).cpu()
-        self._pieces.append((mine[row.cpu()].int(), column.int().cpu(), block[row, column].cpu()))
+        column = (place.int() % width if len(flat) < 2**31 else place % width).int()
+        self._pieces.append((mine, column.cpu(), flat.index_select(0, place).cpu()))
 
     def done(self, dtype: torch.dtype) -> Compressed:
         """The rows in their order."""
         starts = torch.cat([torch.zeros(1, dtype=torch.long), self._counts.cumsum(0)])
-        columns = torch.empty(int(starts[-1]), dtype=torch.int32)
-        weights = torch.empty(int(starts[-1]), dtype=dtype)
-        for row, column, weight in self._pieces:
-            # a piece holds whole rows, each in one run: an edge's place is its row's start and its place in the run
-            first = torch.ones(len(row), dtype=torch.bool)
-            first[1:] = row[1:] != row[:-1]
-            begin = torch.nonzero(first)[:, 0]
-            within = torch.arange(len(row)) - begin[first.cumsum(0) - 1]
-            place = starts[row.long()] + within
-            columns[place], weights[place] = column, weight
+        columns: list[Tensor] = [torch.empty(0, dtype=torch.int32)] * self.n_rows
+        weights: list[Tensor] = [torch.empty(0, dtype=dtype)] * self.n_rows
+        for rows, column, weight in self._pieces:
+            counts = self._counts[rows].tolist()
+            for row, some, their in zip(rows.tolist(), column.split(counts), weight.split(counts), strict=True):
+                columns[row], weights[row] = some, their
         empty = torch.zeros(self.n_rows, dtype=dtype)
         self._pieces.clear()
         return Compressed(
-            starts, columns, weights,
+            starts, _joined(columns, torch.int32), _joined(weights, dtype),
             empty if self._rest is None else self._rest, empty if self._mass is None else self._mass,
         )  # fmt: skip

@@ -228,6 +228,14 @@ class _State:
 
     def _attend_tokens(self) -> None:
         """The lowest attention: only the tokens lie below it, so they are met here."""
+        read = self.folded.tokens
+        if read is not None:
+            if self.passed:
+                met = torch.bmm(self.dense, read[: self.columns, :, : self.columns])
+                self._token_columns[: self.passed] += met.sum(0)
+            for place, rows in self._groups():
+                self._token_columns[rows] += self.vectors[rows] @ read[place, :, : self.columns]
+            return
         W_O, W_V, pattern = self.folded.attention(0)
         tokens = self.sweep.replacement.tokens[: self.columns]
         values = tokens @ W_V.transpose(1, 2)  # [kv_head, position, head_dim]: what each token gives the heads
@@ -239,10 +247,9 @@ class _State:
             mixed = self._mixed(flat, W_O, pattern, self.passed)
             each = mixed.unflatten(1, (self.columns, self.passed)) @ values[..., None]
             found[: self.passed] += each.sum(0)[..., 0].T
-        group = W_O.shape[0] // W_V.shape[0]
+        shared = values.repeat_interleave(len(W_O) // len(W_V), 0).transpose(1, 2)  # [head, head_dim, position]
         for place, rows in self._groups():
-            v = self.vectors[rows]
-            each = (v @ W_O) @ values.repeat_interleave(group, 0).transpose(1, 2)  # [head, row, position]
+            each = (self.vectors[rows] @ W_O) @ shared  # [head, row, position]
             found[rows] += (each * pattern[:, place, None, : self.columns]).sum(0)
 
     @property

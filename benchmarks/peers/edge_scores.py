@@ -1,11 +1,11 @@
 """The public EAP-IG code on the same model and pairs, in an environment of its own: seconds and scores.
 
-    PYTHON benchmarks/peers/eap_ig.py FOLDER
+    PYTHON benchmarks/peers/edge_scores.py FOLDER
 
 PYTHON has transformer-lens 2.16, transformers 4.57 and the `eap` package. FOLDER holds a GPT-2 (`config.json`,
-`model.safetensors`) and `pairs.json` with token ids; `eap.json` and `eap_*.npy` are written there. The code is run as
-it is but for its device and its tokenizer (tokens are given): once with every parameter requiring a gradient, as
-shipped, and once with all but the position embedding frozen.
+`model.safetensors`) and `pairs.json` with token ids. For every line it reads, a method with a batch size, the code is
+run as it is but for its device and its tokenizer (tokens are given): with every parameter requiring a gradient, as
+shipped, or with all but the position embedding frozen. Seconds are printed, scores written to `eap_*.npy`.
 """
 
 from __future__ import annotations
@@ -54,30 +54,30 @@ def main(folder: Path) -> None:
     eap_attribute.tokenize_plus = tokens
     torch.zeros = on_cpu  # the code asks for a cuda device by name
     answers, wrong = torch.tensor(given["answers"]), torch.tensor(given["wrong"])
-    n, size = len(answers), given["batch_size"]
-    pieces = [range(i, min(i + size, n)) for i in range(0, n, size)]
-    loader = [([f"clean{i}" for i in p], [f"corrupted{i}" for i in p], torch.tensor(list(p))) for p in pieces]
+    n = len(answers)
+
+    def loader(size: int) -> list:
+        pieces = [range(i, min(i + size, n)) for i in range(0, n, size)]
+        return [([f"clean{i}" for i in p], [f"corrupted{i}" for i in p], torch.tensor(list(p))) for p in pieces]
 
     def loss(logits: torch.Tensor, clean: torch.Tensor, lengths: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         last = logits[torch.arange(len(label)), lengths - 1]
         mine = torch.arange(len(label))
         return -(last[mine, answers[label]] - last[mine, wrong[label]]).mean()
 
-    out: dict[str, float] = {}
-    for frozen in (False, True):
+    for line in sys.stdin:
+        asked = json.loads(line)
+        method, frozen, size = asked["method"], asked["frozen"], asked["batch_size"]
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not frozen or name == "pos_embed.W_pos")
-        for method in ("EAP", "EAP-IG-inputs"):
-            seconds = []
-            for _ in range(given["rounds"]):
-                graph = Graph.from_model(model)
-                start = time.perf_counter()
-                eap_attribute.attribute(model, graph, loader, loss, method, ig_steps=given["steps"], quiet=True)
-                seconds.append(time.perf_counter() - start)
-                model.zero_grad(set_to_none=True)
-            out[f"{method}{' frozen' if frozen else ''}"] = min(seconds)
-            np.save(folder / f"eap_{method}.npy", graph.scores.numpy())
-    (folder / "eap.json").write_text(json.dumps(out))
+        graph, batches = Graph.from_model(model), loader(size)
+        start = time.perf_counter()
+        eap_attribute.attribute(model, graph, batches, loss, method, ig_steps=given["steps"], quiet=True)
+        seconds = time.perf_counter() - start
+        model.zero_grad(set_to_none=True)
+        # the code divides a batch's mean by the number of pairs again
+        np.save(folder / f"eap_{method}.npy", graph.scores.numpy() * size)
+        print(json.dumps({"seconds": seconds}), flush=True)
 
 
 if __name__ == "__main__":
