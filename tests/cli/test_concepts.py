@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from tomoscope.cli.main import app
 from tomoscope.exams.concept_data import sentiment, truth
 from tomoscope.exams.lying import world_items
+from tomoscope.model import EMBEDDED
 
 
 def call(*arguments, code=0):
@@ -102,6 +103,25 @@ def test_lies(tmp_path):
     assert document["truth_direction"]["shares"]["right on unseen sources"]["n"] == 16
     assert document["shares"]["believes the truth"]["value"] > 0.8
     assert "answers against the belief" in call("lies", "--statements", path).stdout
+
+
+def test_lies_by_an_honest_model_and_statements_of_ones_own(tmp_path):
+    items = world_items(16, 0, kind="opinion")
+    path = table(tmp_path / "facts.csv", [
+        {"prompt": one.neutral, "right": one.first.strip(), "wrong": one.second.strip()} for one in items
+    ])  # fmt: skip
+    known = table(tmp_path / "known.csv", [
+        {"statement": text, "label": right, "topic": one.topic, "sign": 1}
+        for one in world_items(24, 3, kind="opinion")
+        for text, right in zip(one.statements, ("true", "false"), strict=True)
+    ])  # fmt: skip
+    embedded = str(EMBEDDED)
+    words = ("lies", embedded, "--statements", path, "--reference", embedded, "--truth-data", known)
+    document = json.loads(call(*words, "--polarity", "sign", "--json").stdout)
+    assert document["threshold_from"] == "an honest model"
+    assert len(document["truth_direction"]["sites"]) == 1
+    assert "no polarity" in " ".join(call(*words, "--polarity", "topic", code=2).output.split())
+    assert "no column" in " ".join(call(*words, "--polarity", "sgin", code=2).output.split())
 
 
 @pytest.mark.parametrize(
