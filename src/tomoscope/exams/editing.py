@@ -255,7 +255,6 @@ def _methods(bench: Bench, at: str, layer: int) -> Iterator[Finding]:
         ),
     )  # fmt: skip
     final = {method: float(score_of(now).mean()) for method, now in after.items() if method not in failed}
-    ranked = sorted(final, key=lambda method: -final[method])
     for method in METHODS:
         key = _key(method)
         claim = f"{method} rewrites facts that the model knows"
@@ -271,10 +270,10 @@ def _methods(bench: Bench, at: str, layer: int) -> Iterator[Finding]:
             f"{name} {number(scores[name].estimate.value or 0.0)}"
             for name in ("efficacy", "paraphrase", "neighbourhood", "reasoning") if name in scores
         )  # fmt: skip
-        place = ranked.index(method) + 1
+        place = 1 + sum(other > final[method] for other in final.values())  # equals share a place
         yield context.claim(
             key,
-            f"{claim}: {len(facts)} of them at layer {layer} ({listed}; {place}. of {len(ranked)} methods).",
+            f"{claim}: {len(facts)} of them at layer {layer} ({listed}; {place}. of {len(final)} methods).",
             estimate=bootstrap_interval(mine, seed=seed, unit=UNIT),
             controls=[
                 Control(
