@@ -34,6 +34,7 @@ SMALL = {
     "concepts.lies": {"n": 16},
     "concepts.dead_layers": {"n": 64},
     "treat.watch": {"trusted": 160, "n": 16},
+    "treat.removal": {"n": 16, "found_on": 16, "draws": 2},
     "facts.editing": {
         "facts": 8,
         "contexts": 0,
@@ -53,6 +54,7 @@ ELSEWHERE = {
     "concepts.dead_layers",
     "facts.editing",
     "treat.watch",
+    "treat.removal",
 }
 # what an exam may lack on a decoder, by family: everything else must be measured where the task is taken as done
 LACKING = {

@@ -22,6 +22,7 @@ from tomoscope.scan import scan_model
 ELSEWHERE = {
     "concepts.dead_layers": "it is of classifiers (tests/exams/test_dead_layers.py)",
     "facts.editing": "ROME and MEMIT equal the public reference (tests/treat/edit); edits are scored by hand there",
+    "treat.removal": "a planted cause is found; the backdoored sibling is cured (tests/treat, tests/exams)",
     "treat.watch": "the backdoor is seen without its trigger, the healthy model is not accused (tests/exams)",
     "concepts.lies": "liar, sycophant and honest model are told apart (tests/exams/test_lying.py)",
     "concepts.probes": "its fits equal scikit-learn's (tests/concepts); known concepts are found (tests/exams)",

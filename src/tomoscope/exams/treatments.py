@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from tomoscope.exams.removing import REMOVAL
 from tomoscope.exams.watching import WATCH
 
-EXAMS = (WATCH,)
+EXAMS = (WATCH, REMOVAL)
 """In the order in which a scan runs them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tomoscope.treat.bake import orthogonalised
+from tomoscope.treat.cause import Cause, Choices, find_cause, rank_parts
 from tomoscope.treat.dose import DoseCurve, DoseRule, choose_dose, dose_curve
 from tomoscope.treat.edit.effects import Answers, Measures, Score, compare, measure
 from tomoscope.treat.edit.keys import Edited, contexts_of
@@ -14,7 +15,7 @@ from tomoscope.treat.edit.targets import Targets, TargetSettings, find_targets
 from tomoscope.treat.edit.tune import TuneSettings, finetune, lora
 from tomoscope.treat.export import read_control_vector, save_steering, write_control_vector
 from tomoscope.treat.merge import merge_to
-from tomoscope.treat.remove import remove_directions, remove_heads, remove_neurons
+from tomoscope.treat.remove import remove_directions, remove_heads, remove_neurons, remove_parts
 from tomoscope.treat.steer import clamp, contrast_direction, iti_heads, only_where, steering
 from tomoscope.treat.treatment import (
     Applied,
@@ -32,6 +33,8 @@ from tomoscope.treat.watch import Normal, Seen, Watch, fit_watch, oas
 __all__ = [
     "Answers",
     "Applied",
+    "Cause",
+    "Choices",
     "Dense",
     "DoseCurve",
     "DoseRule",
@@ -60,6 +63,7 @@ __all__ = [
     "contrast_direction",
     "difference",
     "dose_curve",
+    "find_cause",
     "find_targets",
     "finetune",
     "fit_watch",
@@ -72,6 +76,7 @@ __all__ = [
     "oas",
     "only_where",
     "orthogonalised",
+    "rank_parts",
     "read_control_vector",
     "read_counterfact",
     "read_requests",
@@ -79,6 +84,7 @@ __all__ = [
     "remove_directions",
     "remove_heads",
     "remove_neurons",
+    "remove_parts",
     "rome",
     "save_steering",
     "second_moments",

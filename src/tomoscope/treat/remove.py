@@ -3,6 +3,7 @@
     remove_heads(subject, [(5, 3)])                  # what head 5.3 writes is 0 from now on
     remove_heads(subject, [(5, 3)], texts=corpus)    # ... is its mean over the corpus from now on
     remove_neurons(subject, [(2, 17)])
+    remove_parts(subject, heads=[(5, 3)], neurons=[(2, 17)])
     remove_directions(subject, [direction])          # nothing is written along it (orthogonalisation)
 
 Each gives a `Treatment`: nothing changes until it is applied, and it is undone to the bit. Zero ablation empties the
@@ -29,7 +30,7 @@ from tomoscope.concepts.direction import Direction
 from tomoscope.errors import EditError
 from tomoscope.model import Subject
 from tomoscope.treat.bake import orthogonalised
-from tomoscope.treat.treatment import Treatment, difference
+from tomoscope.treat.treatment import Treatment, difference, treatment_of
 
 AT_A_TIME = 32
 
@@ -58,8 +59,7 @@ def remove_heads(
     means = {} if texts is None else _means(subject, [f"layer.{layer}.attn.z" for layer in rows], texts)
     paths = {layer: subject.structure.blocks[layer].projection for layer in rows}
     given = {layer: means[f"layer.{layer}.attn.z"] for layer in rows} if means else {}
-    said = [{"layer": layer, "head": head} for layer, head in heads]
-    return _removed(subject, paths, rows, given, "remove heads", said)
+    return _treatment(subject, _emptied(subject, paths, rows, given), "remove heads", _heads(heads), bool(given))
 
 
 def remove_neurons(
@@ -78,8 +78,29 @@ def remove_neurons(
     means = {} if texts is None else _means(subject, [f"layer.{layer}.mlp.post" for layer in rows], texts)
     given = {layer: means[f"layer.{layer}.mlp.post"] for layer in rows} if means else {}
     paths = {layer: subject.structure.blocks[layer].down for layer in rows}
-    said = [{"layer": layer, "neuron": neuron} for layer, neuron in neurons]
-    return _removed(subject, paths, rows, given, "remove neurons", said)
+    after = _emptied(subject, paths, rows, given)
+    return _treatment(subject, after, "remove neurons", _neurons(neurons), bool(given))
+
+
+def remove_parts(
+    subject: Subject, heads: Sequence[tuple[int, int]] = (), neurons: Sequence[tuple[int, int]] = ()
+) -> Treatment:
+    """Heads and neurons set to zero by one treatment; see `remove_heads` and `remove_neurons`."""
+    some = [remove_heads(subject, heads)] if heads else []
+    some += [remove_neurons(subject, neurons)] if neurons else []
+    if not some:
+        raise EditError("Nothing to remove.", remedy="Name at least one part.")
+    changes = {name: change for one in some for name, change in one.changes.items()}
+    said = [*_heads(heads), *_neurons(neurons)]
+    return treatment_of(subject, changes, method="remove parts", requests=said, settings={"in_their_place": "zero"})
+
+
+def _heads(places: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+    return [{"layer": layer, "head": head} for layer, head in places]
+
+
+def _neurons(places: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+    return [{"layer": layer, "neuron": neuron} for layer, neuron in places]
 
 
 def remove_directions(subject: Subject, directions: Sequence[Direction | Tensor]) -> Treatment:
@@ -112,16 +133,10 @@ def _tied(model: Any) -> bool:
 # ---- parts of projections
 
 
-def _removed(
-    subject: Subject,
-    paths: Mapping[int, str],
-    rows: Mapping[int, Tensor],
-    means: Mapping[int, Float[Tensor, " input"]],
-    method: str,
-    said: Sequence[Mapping[str, Any]],
-) -> Treatment:
-    if not said:
-        raise EditError("Nothing to remove.", remedy="Name at least one part.")
+def _emptied(
+    subject: Subject, paths: Mapping[int, str], rows: Mapping[int, Tensor], means: Mapping[int, Float[Tensor, " input"]]
+) -> dict[str, Tensor]:
+    """New values of the projections' parameters."""
     after: dict[str, Tensor] = {}
     for layer, path in paths.items():
         module = _module(subject, path, f"layer.{layer}")
@@ -143,7 +158,15 @@ def _removed(
         else:
             weight[:, mine] = 0
         after[f"{path}.weight"] = weight
-    settings = {"in_their_place": "mean" if means else "zero"}
+    return after
+
+
+def _treatment(
+    subject: Subject, after: Mapping[str, Tensor], method: str, said: Sequence[Mapping[str, Any]], mean: bool
+) -> Treatment:
+    if not said:
+        raise EditError("Nothing to remove.", remedy="Name at least one part.")
+    settings = {"in_their_place": "mean" if mean else "zero"}
     return difference(subject, after, method=method, requests=said, settings=settings)
 
 

@@ -316,6 +316,14 @@ def _watch(card: Card, options: Any) -> Iterator[Expected]:
         yield Expected(key="unusual", holds=False)
 
 
+def _removal(card: Card, options: Any) -> Iterator[Expected]:
+    for known in card.of("disease"):
+        if not known.holds and known.value.get("name") in options.diseases:
+            yield Expected(key=known.value["name"], kind="part", holds=False)
+    if _does_nothing(card):
+        yield from (Expected(key=name, kind="part", holds=False) for name in options.diseases)
+
+
 def _depth(statement: str, key: str) -> Expect:
     def expect(card: Card, options: Any) -> Iterator[Expected]:
         stated = list(card.of(statement))
@@ -391,6 +399,10 @@ TRUTHS: dict[str, Truth] = {
     "concepts.lies": Truth(_lies, kind=str),
     "concepts.dead_layers": Truth(_dead),
     "treat.watch": Truth(_watch),
+    "treat.removal": Truth(
+        _removal, kind=lambda key: "part",
+        unknowable={"part": "whether few parts carry a trained disease is measured on the spot, and no card states it"},
+    ),
     "facts.editing": Truth(
         _editing, kind=lambda key: "where" if key == "where" else "method",
         unknowable={"where": "whether tracing points at the best place is measured on the spot, and no card states it"},
