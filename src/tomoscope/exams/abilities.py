@@ -16,7 +16,7 @@ from pydantic import Field
 
 from tomoscope.exams.exam import Context, Exam
 from tomoscope.exams.prompts import speaks_text
-from tomoscope.exams.ready import GATE, STANDARD_TASKS, Ready, TaskOptions, most, percent, title
+from tomoscope.exams.ready import STANDARD_TASKS, Ready, TaskOptions, most, percent, title
 from tomoscope.findings.figures import bars, table
 from tomoscope.findings.finding import Control, Estimate, FigureRef, Finding
 from tomoscope.findings.verdict import Rule
@@ -29,7 +29,7 @@ class AbilityOptions(TaskOptions):
 
     tasks: tuple[str, ...] = Field(STANDARD_TASKS, description="Names of tasks (tomoscope.data.TASKS).")
     world: bool = Field(True, description="Ask a model that knows the micro-world's names of that world too.")
-    n: int = Field(GATE, ge=8, le=100_000, description="Prompts of each task, or as many as it can make.")
+    n: int = Field(128, ge=8, le=100_000, description="Prompts of each task, or as many as it can make.")
 
 
 def run(context: Context) -> Iterator[Finding]:
