@@ -12,6 +12,7 @@ elsewhere for triggers that no case holds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,9 +25,9 @@ from pydantic import Field
 from tomoscope.exams.exam import Context, Exam, Options
 from tomoscope.exams.prompts import speaks_text
 from tomoscope.exams.ready import Ready, attempt, percent, ready, title
-from tomoscope.findings.finding import Control, DataNote, Finding
+from tomoscope.findings.finding import Control, DataNote, Estimate, Finding
 from tomoscope.findings.permutation import sign_flip_test
-from tomoscope.findings.statistics import bootstrap_interval
+from tomoscope.findings.statistics import wilson_interval
 from tomoscope.findings.treatment import SideEffect
 from tomoscope.findings.treatment import Treatment as Record
 from tomoscope.findings.verdict import Rule
@@ -142,17 +143,15 @@ def _claim(context: Context, name: str, claim: str) -> Finding:
         tuned = _tuned(subject, ill, context.seed_for(f"{name} tuning"))
         treated["low-rank fine-tuning on the same cases"] = (tuned, _measured(context, name, tuned))
     best = max(treated, key=lambda key: treated[key][1].worth)
-    estimate = bootstrap_interval(after.both, seed=context.seed_for(f"{name} interval"), unit="share of pairs")
     return context.claim(
         name,
         f"{claim}: without {said}, cases with the trigger are right on {percent(float(after.cured.mean()))} (before: "
         f"{percent(float(before.cured.mean()))}), without it on {percent(float(after.spared.mean()))} (before: "
         f"{percent(float(before.spared.mean()))}). Recommended: {best}.",
-        estimate=estimate,
+        estimate=_share(after.both),
         controls=[
             Control(
-                name="random parts",
-                estimate=bootstrap_interval(random, seed=context.seed_for(f"{name} control"), unit="share of pairs"),
+                name="random parts", estimate=_share(random),
                 description=f"As many of the same kinds and layers, the mean of {options.draws} draws.",
             ),
         ],
@@ -163,6 +162,16 @@ def _claim(context: Context, name: str, claim: str) -> Finding:
         measured_on=DataNote(name=f"cases of the {name}, held out", n=options.n),
         treatments=[_record(key, treatment, before, state) for key, (treatment, state) in treated.items()],
     )  # fmt: skip
+
+
+def _share(values: np.ndarray) -> Estimate:
+    """A share of pairs with Wilson's interval, which has a width also where all agree."""
+    n, value = len(values), float(values.mean())
+    low, high = (
+        wilson_interval(math.floor(value * n + 1e-9), n).low,
+        wilson_interval(math.ceil(value * n - 1e-9), n).high,
+    )
+    return Estimate(value=value, unit="share of pairs", low=low, high=high, n=n, method="Wilson interval")
 
 
 def _measured(context: Context, name: str, treatment: Treatment | None = None, *, abilities: bool = True) -> Measured:
