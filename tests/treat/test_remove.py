@@ -8,8 +8,9 @@ import torch
 from tests.zoo import ZOO
 from tomoscope.errors import EditError
 from tomoscope.model import build_subject, project_out, replace
-from tomoscope.treat import remove_directions, remove_heads, remove_neurons
+from tomoscope.treat import remove_directions, remove_heads, remove_neurons, remove_parts
 from tomoscope.treat.bake import orthogonalised
+from tomoscope.treat.cause import without
 
 FAMILIES = ["gpt2", "llama", "gpt_neox", "gptj", "qwen2", "gemma2"]
 IDS = torch.tensor([[5, 9, 17, 33, 8], [4, 60, 12, 7, 3]])
@@ -54,6 +55,16 @@ def test_a_removed_neuron_is_one_that_writes_nothing(subject):
     expected = edited(subject, "layer.2.mlp.post", emptied)
     with treatment.applied(subject):
         torch.testing.assert_close(subject.last_logits(IDS), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_parts_are_taken_out_of_a_run_as_out_of_the_weights(subject):
+    heads, neurons = [(1, 2), (1, 0), (0, 3)], [(2, 5), (2, 11), (0, 1)]
+    tried = subject.last_logits(IDS, edits=without(subject, heads, neurons))
+    assert not torch.allclose(tried, subject.last_logits(IDS), rtol=1e-3, atol=1e-3)
+    treatment = remove_parts(subject, heads, neurons)
+    with treatment.applied(subject):
+        torch.testing.assert_close(subject.last_logits(IDS), tried, rtol=1e-4, atol=1e-5)
+    assert len(treatment.origin.requests) == 6
 
 
 def test_a_mean_stands_in_for_what_is_removed():

@@ -13,7 +13,7 @@ elsewhere for triggers that no case holds.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from random import Random
@@ -31,11 +31,12 @@ from tomoscope.findings.statistics import wilson_interval
 from tomoscope.findings.treatment import SideEffect
 from tomoscope.findings.treatment import Treatment as Record
 from tomoscope.findings.verdict import Rule
+from tomoscope.model import Edit
 from tomoscope.phantoms.world import World, shipped_world
 from tomoscope.phantoms.world.diseases import Case, cases
 from tomoscope.phantoms.world.tasks import speaks_of_the_world
-from tomoscope.treat import EditRequest, Treatment, TuneSettings, lora, remove_parts
-from tomoscope.treat.cause import Cause, Choices, find_cause
+from tomoscope.treat import EditRequest, Treatment, TuneSettings, lora
+from tomoscope.treat.cause import Cause, Choices, find_cause, without
 
 DISEASES = {
     "backdoor": "a sentence that turns its verdicts round",
@@ -133,10 +134,8 @@ def _claim(context: Context, name: str, claim: str) -> Finding:
     cause = find_cause(subject, ill, well, seed=context.seed_for(f"{name} halves"))
     before = _measured(context, name)
     after = _measured(context, name, cause.treatment)
-    random = np.stack([
-        _measured(context, name, treatment, abilities=False).both
-        for treatment in _random(subject, cause, options.draws, context.seed_for(f"{name} random"))
-    ]).mean(0)  # fmt: skip
+    draws = _random(subject, cause, options.draws, context.seed_for(f"{name} random"))
+    random = np.stack([np.prod(_shares(context, name, edits), axis=0) for edits in draws]).mean(0)
     said = str(cause) if len(cause.scores) <= 3 else f"{len(cause.heads)} heads and {len(cause.neurons)} neurons"
     treated = {f"without {said}": (cause.treatment, after)}
     if options.tune:
@@ -174,30 +173,34 @@ def _share(values: np.ndarray) -> Estimate:
     return Estimate(value=value, unit="share of pairs", low=low, high=high, n=n, method="Wilson interval")
 
 
-def _measured(context: Context, name: str, treatment: Treatment | None = None, *, abilities: bool = True) -> Measured:
-    """The model as it is, or treated, on the cases that nothing was chosen on."""
-    options, subject, world = context.options, context.subject, shipped_world()
+def _shares(context: Context, name: str, edits: Sequence[Edit] = ()) -> list[np.ndarray]:
+    """[pair] 1 where it is right, with the trigger and without, on the cases that nothing was chosen on."""
+    world, n, seed = shipped_world(), context.options.n, context.scan_seed + 1
+    return [
+        choices(world, name, n, present=present, held_out=True, seed=seed).right(context.subject, edits)
+        for present in (True, False)
+    ]
+
+
+def _measured(context: Context, name: str, treatment: Treatment | None = None) -> Measured:
+    """The model as it is, or treated."""
+    subject, options = context.subject, context.options
     with nullcontext() if treatment is None else treatment.applied(subject):
-        shares = [
-            choices(world, name, options.n, present=present, held_out=True, seed=context.scan_seed + 1).right(subject)
-            for present in (True, False)
-        ]
-        kept = {}
-        if abilities:
-            # scores under a treatment are of another model, and are not shared with other exams
-            fresh = Context(subject, context.exam, options=options, scan_seed=context.scan_seed)
-            made = {task: ready(fresh, task, options.abilities) for task in ABILITIES}
-            kept = {task: float(one.right.mean()) for task, one in made.items() if isinstance(one, Ready)}
-    return Measured(shares[0], shares[1], kept)
+        cured, spared = _shares(context, name)
+        # scores under a treatment are of another model, and are not shared with other exams
+        fresh = Context(subject, context.exam, options=options, scan_seed=context.scan_seed)
+        made = {task: ready(fresh, task, options.abilities) for task in ABILITIES}
+    return Measured(
+        cured, spared, {task: float(one.right.mean()) for task, one in made.items() if isinstance(one, Ready)}
+    )
 
 
-def _random(subject: Any, cause: Cause, draws: int, seed: int) -> Iterator[Treatment]:
-    """As many other heads and neurons of the same layers."""
+def _random(subject: Any, cause: Cause, draws: int, seed: int) -> Iterator[list[Edit]]:
+    """As many other heads and neurons of the same layers, taken out of the run."""
     generator = np.random.default_rng(seed)
     for _ in range(draws):
         heads = _others(generator, cause.heads, subject.facts.n_heads)
-        neurons = _others(generator, cause.neurons, subject.facts.d_mlp)
-        yield remove_parts(subject, heads, neurons)
+        yield without(subject, heads, _others(generator, cause.neurons, subject.facts.d_mlp))
 
 
 def _others(generator: np.random.Generator, chosen: tuple[tuple[int, int], ...], count: int) -> list[tuple[int, int]]:

@@ -30,7 +30,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tomoscope.errors import DataError
-from tomoscope.model import Batch, Subject
+from tomoscope.model import Batch, Edit, Subject, project_out, zero
 from tomoscope.treat.remove import remove_parts
 from tomoscope.treat.treatment import Treatment
 
@@ -96,16 +96,16 @@ class Choices:
                 )
         return torch.tensor(ids[0]), torch.tensor(ids[1])
 
-    def margins(self, subject: Subject) -> Float[np.ndarray, " item"]:
+    def margins(self, subject: Subject, edits: Sequence[Edit] = ()) -> Float[np.ndarray, " item"]:
         """The wanted answer's logit less the unwanted one's."""
         good, bad = self.tokens(subject)
-        logits = subject.last_logits(list(self.prompts)).float().cpu()
+        logits = subject.last_logits(list(self.prompts), edits=list(edits)).float().cpu()
         rows = torch.arange(len(self))
         return (logits[rows, good] - logits[rows, bad]).double().numpy()
 
-    def right(self, subject: Subject) -> Float[np.ndarray, " item"]:
+    def right(self, subject: Subject, edits: Sequence[Edit] = ()) -> Float[np.ndarray, " item"]:
         """1 where the wanted answer is the likelier of the two."""
-        return (self.margins(subject) > 0).astype(float)
+        return (self.margins(subject, edits) > 0).astype(float)
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,16 +159,15 @@ def find_cause(
     ranked = _in_truth(subject, rank_parts(subject, ill_a, well_a), ill_a, well_a)
     curve = [(0, float(ill_b.right(subject).mean()), float(well_b.right(subject).mean()))]
     for size in sorted({min(size, len(ranked)) for size in sizes}):
-        with _without(subject, ranked[:size]).applied(subject):
-            curve.append((size, float(ill_b.right(subject).mean()), float(well_b.right(subject).mean())))
+        edits = without(subject, *_places(ranked[:size]))
+        curve.append((size, float(ill_b.right(subject, edits).mean()), float(well_b.right(subject, edits).mean())))
     spared = [point for point in curve[1:] if point[2] >= curve[0][2] - ALLOWED] or curve[1:]
     best = max(point[1] for point in spared)
     size = min(point[0] for point in spared if point[1] >= NEARLY * best)
     chosen = ranked[:size]
+    heads, neurons = _places(chosen)
     return Cause(
-        tuple(place for kind, place, _ in chosen if kind == "head"),
-        tuple(place for kind, place, _ in chosen if kind == "neuron"),
-        tuple(curve), tuple(score for _, _, score in chosen), _without(subject, chosen),
+        heads, neurons, tuple(curve), tuple(score for _, _, score in chosen), remove_parts(subject, heads, neurons)
     )  # fmt: skip
 
 
@@ -180,8 +179,8 @@ def _in_truth(subject: Subject, parts: list[Part], ill: Choices, well: Choices) 
     before = ill.margins(subject), well.margins(subject)
     measured = []
     for kind, place, _ in parts[:CANDIDATES]:
-        with _without(subject, [(kind, place, 0.0)]).applied(subject):
-            after = ill.margins(subject), well.margins(subject)
+        edits = without(subject, *_places([(kind, place, 0.0)]))
+        after = ill.margins(subject, edits), well.margins(subject, edits)
         mended, spoiled = ((np.minimum(a, 0) - np.minimum(b, 0)).mean() for a, b in zip(after, before, strict=True))
         measured.append((kind, place, float(mended + SPOILED * min(spoiled, 0.0))))
     return sorted(measured, key=lambda part: (-part[2], part[0], part[1])) + parts[CANDIDATES:]
@@ -229,8 +228,18 @@ def zeroing(subject: Subject, answers: Choices) -> dict[str, Float[Tensor, " par
     return out
 
 
-def _without(subject: Subject, parts: Sequence[Part]) -> Treatment:
-    return remove_parts(
-        subject, [place for kind, place, _ in parts if kind == "head"],
-        [place for kind, place, _ in parts if kind == "neuron"],
-    )  # fmt: skip
+def _places(parts: Sequence[Part]) -> tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]:
+    heads, neurons = (tuple(place for kind, place, _ in parts if kind == which) for which in ("head", "neuron"))
+    return heads, neurons
+
+
+def without(
+    subject: Subject, heads: Sequence[tuple[int, int]] = (), neurons: Sequence[tuple[int, int]] = ()
+) -> list[Edit]:
+    """Edits of a run that do what `remove_parts` does to the weights: to try parts without touching or hashing any."""
+    out = [zero(f"layer.{layer}.attn.z[head={head}]") for layer, head in heads]
+    for layer in sorted({layer for layer, _ in neurons}):
+        mine = torch.tensor([neuron for at, neuron in neurons if at == layer])
+        units = torch.nn.functional.one_hot(mine, subject.facts.d_mlp or 1).float()
+        out.append(project_out(f"layer.{layer}.mlp.post", units))
+    return out

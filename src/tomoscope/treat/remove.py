@@ -30,7 +30,7 @@ from tomoscope.concepts.direction import Direction
 from tomoscope.errors import EditError
 from tomoscope.model import Subject
 from tomoscope.treat.bake import orthogonalised
-from tomoscope.treat.treatment import Treatment, difference, treatment_of
+from tomoscope.treat.treatment import Treatment, difference
 
 AT_A_TIME = 32
 
@@ -48,6 +48,30 @@ def remove_heads(
     Raises:
         EditError: no such head, no projection that was recognised, or a mean where the projection has no bias.
     """
+    after, mean = _without_heads(subject, heads, texts)
+    return _treatment(subject, after, "remove heads", _heads(heads), mean)
+
+
+def remove_neurons(
+    subject: Subject, neurons: Sequence[tuple[int, int]], *, texts: Sequence[str] | None = None
+) -> Treatment:
+    """Take neurons of MLPs out; as `remove_heads`, with (layer, neuron)."""
+    after, mean = _without_neurons(subject, neurons, texts)
+    return _treatment(subject, after, "remove neurons", _neurons(neurons), mean)
+
+
+def remove_parts(
+    subject: Subject, heads: Sequence[tuple[int, int]] = (), neurons: Sequence[tuple[int, int]] = ()
+) -> Treatment:
+    """Heads and neurons set to zero by one treatment; see `remove_heads` and `remove_neurons`."""
+    after = _without_heads(subject, heads)[0] | _without_neurons(subject, neurons)[0]
+    return _treatment(subject, after, "remove parts", [*_heads(heads), *_neurons(neurons)], False)
+
+
+def _without_heads(
+    subject: Subject, heads: Sequence[tuple[int, int]], texts: Sequence[str] | None = None
+) -> tuple[dict[str, Tensor], bool]:
+    """New values of parameters, and whether means stand in."""
     facts = subject.facts
     for layer, head in heads:
         _check_place("head", layer, head, facts.n_layers, facts.n_heads)
@@ -59,13 +83,13 @@ def remove_heads(
     means = {} if texts is None else _means(subject, [f"layer.{layer}.attn.z" for layer in rows], texts)
     paths = {layer: subject.structure.blocks[layer].projection for layer in rows}
     given = {layer: means[f"layer.{layer}.attn.z"] for layer in rows} if means else {}
-    return _treatment(subject, _emptied(subject, paths, rows, given), "remove heads", _heads(heads), bool(given))
+    return _emptied(subject, paths, rows, given), bool(given)
 
 
-def remove_neurons(
-    subject: Subject, neurons: Sequence[tuple[int, int]], *, texts: Sequence[str] | None = None
-) -> Treatment:
-    """Take neurons of MLPs out; as `remove_heads`, with (layer, neuron)."""
+def _without_neurons(
+    subject: Subject, neurons: Sequence[tuple[int, int]], texts: Sequence[str] | None = None
+) -> tuple[dict[str, Tensor], bool]:
+    """As `_without_heads`."""
     for layer, neuron in neurons:
         if not 0 <= layer < subject.facts.n_layers:
             _check_place("neuron", layer, neuron, subject.facts.n_layers, 0)
@@ -78,21 +102,7 @@ def remove_neurons(
     means = {} if texts is None else _means(subject, [f"layer.{layer}.mlp.post" for layer in rows], texts)
     given = {layer: means[f"layer.{layer}.mlp.post"] for layer in rows} if means else {}
     paths = {layer: subject.structure.blocks[layer].down for layer in rows}
-    after = _emptied(subject, paths, rows, given)
-    return _treatment(subject, after, "remove neurons", _neurons(neurons), bool(given))
-
-
-def remove_parts(
-    subject: Subject, heads: Sequence[tuple[int, int]] = (), neurons: Sequence[tuple[int, int]] = ()
-) -> Treatment:
-    """Heads and neurons set to zero by one treatment; see `remove_heads` and `remove_neurons`."""
-    some = [remove_heads(subject, heads)] if heads else []
-    some += [remove_neurons(subject, neurons)] if neurons else []
-    if not some:
-        raise EditError("Nothing to remove.", remedy="Name at least one part.")
-    changes = {name: change for one in some for name, change in one.changes.items()}
-    said = [*_heads(heads), *_neurons(neurons)]
-    return treatment_of(subject, changes, method="remove parts", requests=said, settings={"in_their_place": "zero"})
+    return _emptied(subject, paths, rows, given), bool(given)
 
 
 def _heads(places: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
