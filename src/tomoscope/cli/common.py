@@ -131,3 +131,9 @@ def quiet_stdout() -> Generator[None]:
     """While others' code runs, what it prints goes to stderr, so that stdout holds our answer alone."""
     with contextlib.redirect_stdout(sys.stderr):
         yield
+
+
+def opened(model: str | None, device: str | None, dtype: str | None) -> Any:
+    """The subject, after a line that says what is opened."""
+    err().print(Text.assemble(("tomoscope ", "bold"), f"opens {plain(model or 'the embedded model')} ..."))
+    return open_subject(model, device=device, dtype=dtype)

@@ -26,11 +26,6 @@ SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of splits, shuff
 OutOption = Annotated[Path | None, typer.Option("--out", "-o", help="A folder for what was found.", show_default=False)]
 
 
-def _open(model: str | None, device: str | None, dtype: str | None) -> Any:
-    common.err().print(Text.assemble(("tomoscope ", "bold"), f"opens {model or 'the embedded model'} ..."))
-    return common.open_subject(model, device=device, dtype=dtype)
-
-
 def _load(path: Path, text: str, label: str, cluster: str, group: str, limit: int | None) -> Any:
     from tomoscope.exams.files import load_table
 
@@ -109,7 +104,7 @@ def probe(
     from tomoscope.exams.concept_run import probe_labels
 
     texts = _load(data, text, label, cluster, group, limit)
-    subject = _open(model, device, dtype)
+    subject = common.opened(model, device, dtype)
     with common.quiet_stdout():
         found = probe_labels(
             subject, texts, sites=site or ("layer.*.resid_post",), at=_position(at), method=method, seed=seed
@@ -153,7 +148,7 @@ def truth(
     from tomoscope.exams.truth_run import truth_labels
 
     texts = _load(data, text, label, cluster, group, limit)
-    subject = _open(model, device, dtype)
+    subject = common.opened(model, device, dtype)
     with common.quiet_stdout():
         found = truth_labels(subject, texts, restarts=restarts, steps=steps, anchors=anchors, seed=seed)
     if _told(found.document, output, as_json, found.direction):
@@ -217,8 +212,8 @@ def lies(
 
     asked = asked_from_file(statements, setting=setting, text=text, label=label, limit=limit)
     known, signs = (None, None) if labelled is None else truth_data(labelled, polarity)
-    subject = _open(model, device, dtype)
-    other = None if reference is None else _open(reference, device, dtype)
+    subject = common.opened(model, device, dtype)
+    other = None if reference is None else common.opened(reference, device, dtype)
     with common.quiet_stdout():
         document = ask(
             subject, asked, rate=rate, reference=other, statements=known, polarity=signs, seed=seed
@@ -259,7 +254,7 @@ def erase(
     from tomoscope.exams.concept_run import erase_labels
 
     texts = _load(data, text, label, cluster, "", limit)
-    subject = _open(model, device, dtype)
+    subject = common.opened(model, device, dtype)
     with common.quiet_stdout():
         eraser, document = erase_labels(subject, texts, site=site, at=_position(at), method=method, seed=seed)
     if _told(document, output, as_json, eraser.direction(texts.name, document["site"]) if eraser.rank == 1 else None):
@@ -299,7 +294,7 @@ def steer(
     found, lines = read_direction(direction), read_lines(prompts)
     pair, steps = two_answers(answers, doses)
     texts = lines if corpus is None else read_lines(corpus)
-    subject = _open(model, device, dtype)
+    subject = common.opened(model, device, dtype)
     with common.quiet_stdout():
         document = steer_doses(subject, found, lines, pair, texts, doses=steps, most_loss=most_loss, seed=seed)
         if export is not None:

@@ -18,11 +18,6 @@ SubjectOption = Annotated[str, typer.Option("--subject", help="What the fact is 
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of noise, contexts and samples.")]
 
 
-def _open(model: str | None, device: str | None, dtype: str | None) -> Any:
-    common.err().print(Text.assemble(("tomoscope ", "bold"), f"opens {model or 'the embedded model'} ..."))
-    return common.open_subject(model, device=device, dtype=dtype)
-
-
 @told
 def trace(
     prompt: PromptOption,
@@ -41,7 +36,7 @@ def trace(
     """Trace one fact: noise on its subject takes the answer away; which restored state brings it back?"""
     from tomoscope.exams.edit_run import trace_fact
 
-    opened = _open(model, device, dtype)
+    opened = common.opened(model, device, dtype)
     with common.quiet_stdout():
         found = trace_fact(
             opened, prompt, subject, answer=answer, kind=kind, window=window, draws=draws, seed=seed
@@ -112,7 +107,7 @@ def edit(
     from tomoscope.exams.edit_run import requests_of as read
 
     asked = read(requests, prompt, subject, target, limit)
-    opened = _open(model, device, dtype)
+    opened = common.opened(model, device, dtype)
     with common.quiet_stdout():
         treatment, document = edit_facts(
             opened, asked, method=method, layers=layer, at=at, texts=corpus, tokens=tokens, cache=cache, seed=seed

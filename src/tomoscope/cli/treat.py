@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.text import Text
@@ -13,11 +13,6 @@ from tomoscope.cli.common import MODEL_HELP, DeviceOption, DtypeOption, Tracebac
 
 ModelArgument = Annotated[str | None, typer.Argument(help=MODEL_HELP, show_default=False)]
 AnywayOption = Annotated[bool, typer.Option("--anyway", help="Other weights than it was made for are fine.")]
-
-
-def _open(model: str | None, device: str | None, dtype: str | None) -> Any:
-    common.err().print(Text.assemble(("tomoscope ", "bold"), f"opens {model or 'the embedded model'} ..."))
-    return common.open_subject(model, device=device, dtype=dtype)
 
 
 def _written(path: Path, what: str) -> None:
@@ -45,7 +40,7 @@ def treat(
     from tomoscope.exams.treating import parts_of, removal
 
     parts = parts_of(head or [], neuron or [], direction or [])
-    subject = _open(model, device, dtype)
+    subject = common.opened(model, device, dtype)
     with common.quiet_stdout():
         made = removal(subject, parts, mean)
         made.save(output)
@@ -66,7 +61,7 @@ def export(
     from tomoscope.exams.treating import load_treatment, merge_to
 
     several = [load_treatment(path) for path in treatment]
-    subject = _open(model, device, dtype)
+    subject = common.opened(model, device, dtype)
     with common.quiet_stdout():
         merge_to(several, subject, output, anyway=anyway)
     _written(output, ", then ".join(str(one) for one in several))
@@ -84,7 +79,7 @@ def undo(
     from tomoscope.exams.treating import check_merged, unmerge_to
 
     check_merged(treated, output)
-    subject = _open(str(treated), device, dtype)
+    subject = common.opened(str(treated), device, dtype)
     with common.quiet_stdout():
         unmerge_to(subject, treated, output)
     _written(output, "untreated")

@@ -39,8 +39,7 @@ def watch(
     from tomoscope.findings.files import write_json, writing
 
     fine, others = read_lines(trusted), read_lines(inputs)
-    common.err().print(Text.assemble(("tomoscope ", "bold"), f"opens {model or 'the embedded model'} ..."))
-    subject = common.open_subject(model, device=device, dtype=dtype)
+    subject = common.opened(model, device, dtype)
     with common.quiet_stdout():
         found = watch_texts(
             subject, fine, others, rate=rate, sites=site or ("layer.*.resid_post",), seed=seed

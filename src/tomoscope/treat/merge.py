@@ -8,10 +8,11 @@ How it can mislead: numbers are rounded to the parameters' own type, so in bfloa
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,38 +45,27 @@ def merge_to(
     """
     several = [treatment] if isinstance(treatment, Treatment) else list(treatment)
     place = Path(directory)
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise EditError(f"{place} is there already.", remedy="Give a new directory.")
+    _check_free(place)
     if not hasattr(subject.model, "save_pretrained"):
         raise EditError("This model is no transformers model, so it has no directory form.", remedy="Save a treatment.")
-    with writing(place):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
     handles = []
     parameters = dict(subject.model.named_parameters(remove_duplicate=False))
     kept = {
         name: parameters[name].detach().cpu().clone() for one in several for name in one.changes if name in parameters
     }
     try:
-        for number, one in enumerate(several):
-            # each was made for the weights that the ones before it leave
-            handles.append(one.apply(subject, anyway=anyway))
-            one.save(beside / FILE.format(number))
-        with writing(place):
+        with _directory(place) as beside:
+            for number, one in enumerate(several):
+                # each was made for the weights that the ones before it leave
+                handles.append(one.apply(subject, anyway=anyway))
+                one.save(beside / FILE.format(number))
             tied = str(any(one.untie for one in several))
             (beside / BEFORE).write_bytes(save(kept, metadata={"format": FORMAT, "untied": tied}))
-            subject.model.save_pretrained(beside)  # ty: ignore[not-callable]
-            if subject.tokenizer is not None:
-                subject.tokenizer.save_pretrained(beside)
+            _save(subject, beside)
             (beside / "README.md").write_text(model_card(several), encoding="utf-8")
-            beside.chmod(0o755)
-            if place.is_dir():
-                place.rmdir()
-            beside.rename(place)
     finally:
         for handle in reversed(handles):
             handle.undo()
-        shutil.rmtree(beside, ignore_errors=True)
     return place
 
 
@@ -88,8 +78,7 @@ def check_merged(directory: str | Path, place: str | Path) -> None:
             f"{directory} has no {lacking[0]}, so it is no model that treatments were exported into.",
             remedy="Give a directory that export (merge_to) wrote.",
         )
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise EditError(f"{place} is there already.", remedy="Give a new directory.")
+    _check_free(place)
 
 
 @torch.no_grad()
@@ -126,21 +115,38 @@ def unmerge_to(subject: Subject, directory: str | Path, place: str | Path) -> Pa
             f"The weights that came back are not those that {first.origin.method!r} was made for.",
             remedy="Its files may have been changed; take the original model.",
         )
+    with _directory(place) as beside:
+        _save(subject, beside)
+    return place
+
+
+def _check_free(place: Path) -> None:
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise EditError(f"{place} is there already.", remedy="Give a new directory.")
+
+
+@contextlib.contextmanager
+def _directory(place: Path) -> Generator[Path]:
+    """A folder beside the place, which takes it at the end; nothing is left of it after an error."""
     with writing(place):
         place.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))
     try:
         with writing(place):
-            model.save_pretrained(beside)
-            if subject.tokenizer is not None:
-                subject.tokenizer.save_pretrained(beside)
+            yield beside
             beside.chmod(0o755)
             if place.is_dir():
                 place.rmdir()
             beside.rename(place)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    return place
+
+
+def _save(subject: Subject, folder: Path) -> None:
+    model: Any = subject.model
+    model.save_pretrained(folder)
+    if subject.tokenizer is not None:
+        subject.tokenizer.save_pretrained(folder)
 
 
 def model_card(treatments: Sequence[Treatment]) -> str:
